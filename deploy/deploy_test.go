@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -23,6 +24,7 @@ import (
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/server/telemetry"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -72,7 +74,7 @@ func read(t testing.TB, file string) []byte {
 type metrics map[string]map[string][]string
 
 var (
-	exposedHelp   = regexp.MustCompile(`^# HELP (\S+) (.*)$`)
+	exposedHelp   = regexp.MustCompile(`^# HELP (\S+) (.*)\n?$`)
 	exposedSample = regexp.MustCompile(`^([A-Za-z_]+)(?:\{(.*)\})? \S+`)
 	exposedLabel  = regexp.MustCompile(`([a-z_]+)="((?:[^"\\]|\\.)*)"`)
 )
@@ -109,7 +111,10 @@ func expose(t *testing.T) (all metrics, helps map[string]string) {
 		t.Cleanup(db.Close)
 		c.DB = db
 	}
-	plain := servertest.On(t, databaseURL, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
+	plain := servertest.On(t, databaseURL, func(c *server.Config) {
+		c.FirstHousekeeping = time.Millisecond
+		c.Collectors = append(c.Collectors, telemetry.NewLines(io.Discard).Lost())
+	})
 	encrypted := servertest.On(t, databaseURL, standbys, func(c *server.Config) {
 		c.TLSCert, c.TLSKey, c.Clients.CA, c.Clients.TrustDomains = certFile, keyFile, certFile, []string{"example.org"}
 		c.SecretFiles = []server.SecretFile{{Setting: "tls-key", Path: keyFile}}
@@ -132,6 +137,7 @@ func expose(t *testing.T) (all metrics, helps map[string]string) {
 		return slices.Contains(done, "retention") && slices.Contains(done, "sweep")
 	})
 	// What no server has without a fault, or not in its first minutes.
+	all.add(`cedarpost_telemetry_failures_total{signal="traces"} 0` + "\n")
 	all.add(`cedarpost_principal_tokens_refused_total{reason="x"} 1` + "\n" + `cedarpost_history_swept_rows_total{table="x"} 1`)
 	// What Prometheus adds.
 	all.add(`up 1` + "\n" + `ALERTS{alertname="x",alertstate="firing",severity="page"} 1`)
