@@ -38,7 +38,7 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 	if !missing {
 		rows, rec = 1, decisionlog.ReadDecision(row)
 		if rec.Damaged == "" {
-			if out, err = s.replay(ctx, rec); err != nil {
+			if out, err = s.replay(ctx, rec, req.GetExplain()); err != nil {
 				return nil, err
 			}
 		}
@@ -57,7 +57,7 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 
 // replay decides the question of a record again, at its revision, and compares the outcomes.
 // An error means that nothing was compared, and says nothing about the record.
-func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.ReplayDecisionResponse, error) {
+func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionRecord, explain bool) (*cedarpostv1.ReplayDecisionResponse, error) {
 	out := &cedarpostv1.ReplayDecisionResponse{Recorded: rec}
 	if len(rec.GetMasked()) > 0 {
 		out.Outcome = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE
@@ -65,7 +65,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 		return out, nil
 	}
 	var err error
-	out.Replayed, err = s.decideAgain(ctx, rec)
+	out.Replayed, out.Explanation, err = s.decideAgain(ctx, rec, explain)
 	var bad *engine.RequestError
 	var unfit *stored.UnfitError
 	switch why := notReplayableReason(err); {
@@ -90,11 +90,12 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	return out, nil
 }
 
-// decideAgain returns the outcome of the question of a record.
-func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.DecisionRecord, error) {
+// decideAgain returns the outcome of the question of a record and, if it is wanted, its explanation
+// without the values of entities that the caller may not read.
+func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.DecisionRecord, explain bool) (*cedarpostv1.DecisionRecord, *cedarpostv1.Explanation, error) {
 	set, err := s.past.Policies(ctx, rec.GetRevision())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ask := wire.Ask(&cedarpostv1.AuthorizeRequest{
 		Principal: rec.Principal, Action: rec.Action, Resource: rec.Resource,
@@ -105,13 +106,22 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 	defer work.Rest()
 	evaluation, err := s.past.Prepare(ctx, rec.GetRevision(), set, ask, work.Pause)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	res, err := evaluation.Decide()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return outcomeOf(wire.Response(res)), nil
+	again := outcomeOf(wire.Response(res))
+	if !explain {
+		return again, nil, nil
+	}
+	x, err := evaluation.Explain(res)
+	if err != nil {
+		return nil, nil, err
+	}
+	hideValues(x, unreadable(set, access.RightsFrom(ctx)))
+	return again, wire.Explanation(x), nil
 }
 
 // outcomeOf returns the outcome of a response in the form of a record.

@@ -219,7 +219,7 @@ func (s *authorizationService) decideAll(ctx context.Context, d *deciding, work 
 			if err != nil {
 				return nil, err
 			}
-			hideValues(x, v.Set, e.Question.Bundle(), access.RightsFrom(ctx))
+			hideValues(x, foreign(v.Set, e.Question.Bundle(), access.RightsFrom(ctx)))
 			a.response.Explanation = wire.Explanation(x)
 		}
 	}

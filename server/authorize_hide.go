@@ -13,14 +13,19 @@ import (
 )
 
 // withheldEntity stands for a value of an entity that the caller may not read, and for an error about it.
-const withheldEntity = "(withheld: about an entity of another bundle, which this caller may not read)"
+const withheldEntity = "(withheld: about an entity that this caller may not read)"
 
 // foreign returns a function that reports whether entities of a type are of another bundle than the
 // question, and the caller may not read them.
 func foreign(set *engine.Set, bundle string, r *access.Rights) func(cedar.EntityType) bool {
+	hidden := unreadable(set, r)
+	return func(typ cedar.EntityType) bool { return owner(set, typ) != bundle && hidden(typ) }
+}
+
+// unreadable returns a function that reports whether the caller may not read entities of a type.
+func unreadable(set *engine.Set, r *access.Rights) func(cedar.EntityType) bool {
 	return func(typ cedar.EntityType) bool {
-		of := owner(set, typ)
-		return of != bundle && !r.May("GetEntity", access.Target{Bundle: of, EntityType: string(typ)})
+		return !r.May("GetEntity", access.Target{Bundle: owner(set, typ), EntityType: string(typ)})
 	}
 }
 
@@ -38,10 +43,9 @@ func withoutEntities(text string, hidden func(cedar.EntityType) bool) string {
 	return text
 }
 
-// hideValues removes from an explanation the values of entities of other bundles that the caller may not
-// read, and the errors about them. What a policy of one bundle reads of another one still decides.
-func hideValues(x *engine.Explanation, set *engine.Set, bundle string, r *access.Rights) {
-	hidden := foreign(set, bundle, r)
+// hideValues removes from an explanation the values of hidden entities, and the errors about them. What a
+// policy of one bundle reads of another one still decides.
+func hideValues(x *engine.Explanation, hidden func(cedar.EntityType) bool) {
 	for i := range x.Policies {
 		p := &x.Policies[i]
 		reads := false

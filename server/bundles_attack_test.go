@@ -58,7 +58,7 @@ func TestAttackExplainForeignEntities(t *testing.T) {
 	}
 	spy := newCaller(t, s, "spy", grant(access.Enforcer, "spy"))
 	reader := newCaller(t, s, "reader", grant(access.Enforcer, "spy"), grant(access.Auditor, "doc"))
-	const value, withheld = `value:"1"`, "withheld: about an entity of another bundle"
+	const value, withheld = `value:"1"`, "withheld: about an entity that this caller may not read"
 	if text := ask("ann", spy); strings.Contains(text, value) || strings.Count(text, withheld) < 3 {
 		t.Errorf("%s", text)
 	}

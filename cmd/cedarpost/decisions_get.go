@@ -10,13 +10,14 @@ import (
 
 type getDecisionCmd struct {
 	outputFlags
-	ID string `arg:"" help:"Id of the decision."`
+	ID      string `arg:"" help:"Id of the decision."`
+	Explain bool   `help:"Decide again at the revision of the decision, and print how each policy came out, and why."`
 	adminFlags
 }
 
 // Help is the long help of get.
 func (*getDecisionCmd) Help() string {
-	return `With -o json, prints the DecisionRecord of the API. If a client used the answer again from its cache, the record has the DecisionUses as uses.`
+	return `With -o json, prints the DecisionRecord of the API. If a client used the answer again from its cache, the record has the DecisionUses as uses. With --explain and -o json, prints the ReplayDecisionResponse.`
 }
 
 // Run reads one record.
@@ -30,6 +31,16 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	d := res.GetDecision()
+	var again *cedarpostv1.ReplayDecisionResponse
+	if g.Explain {
+		again, err = call(ctx, admin, admin.audit().ReplayDecision, &cedarpostv1.ReplayDecisionRequest{DecisionId: g.ID, Explain: true})
+		if err != nil {
+			return err
+		}
+	}
+	if g.json() && g.Explain {
+		return c.message(again)
+	}
 	if g.json() {
 		return c.decision(d, res.GetUses())
 	}
@@ -58,6 +69,7 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 	c.pair("trace id", d.GetTraceId())
 	c.pair("engine", d.GetEngine())
 	c.pair("decision", d.GetDecisionId())
+	c.printPast(again, g.Explain)
 	return nil
 }
 

@@ -20,7 +20,8 @@ const replayNamed = 10
 
 type replayDecisionsCmd struct {
 	outputFlags
-	ID string `arg:"" optional:"" help:"Id of the decision. Without it, filters select decisions."`
+	ID      string `arg:"" optional:"" help:"Id of the decision. Without it, filters select decisions."`
+	Explain bool   `help:"Also print how each policy of that revision came out, and why; with an id."`
 	filterFlags
 	Concurrency int `help:"Number of replays at a time (default ${default})." default:"4" placeholder:"N"`
 	adminFlags
@@ -48,6 +49,8 @@ func (r *replayDecisionsCmd) Run(ctx context.Context, c *console) error {
 		return misuse("give an id or filters, not both")
 	case r.ID == "" && !filtered:
 		return misuse("give an id, or select decisions: --since 1h")
+	case r.Explain && r.ID == "":
+		return misuse("--explain needs the id of a decision")
 	case r.Concurrency < 1:
 		return misuse("--concurrency must be at least 1")
 	}
@@ -69,7 +72,7 @@ func (r *replayDecisionsCmd) Run(ctx context.Context, c *console) error {
 }
 
 func (r *replayDecisionsCmd) one(ctx context.Context, c *console, admin *peer) error {
-	res, err := call(ctx, admin, admin.audit().ReplayDecision, &cedarpostv1.ReplayDecisionRequest{DecisionId: r.ID})
+	res, err := call(ctx, admin, admin.audit().ReplayDecision, &cedarpostv1.ReplayDecisionRequest{DecisionId: r.ID, Explain: r.Explain})
 	if err != nil {
 		return err
 	}
@@ -77,6 +80,7 @@ func (r *replayDecisionsCmd) one(ctx context.Context, c *console, admin *peer) e
 		err = c.message(res)
 	} else {
 		c.printReplay(res)
+		c.printPast(res, r.Explain)
 	}
 	if err == nil && res.GetOutcome() != cedarpostv1.ReplayDecisionResponse_EQUAL {
 		err = exitWith(codeFailed)
@@ -105,6 +109,16 @@ func (c *console) printReplay(res *cedarpostv1.ReplayDecisionResponse) {
 	c.pair("recorded", recorded)
 	c.pair("revision", fmt.Sprint(d.GetRevision()))
 	c.pair("decision", d.GetDecisionId())
+}
+
+// printPast prints the explanation of a past decision, or why there is none.
+func (c *console) printPast(res *cedarpostv1.ReplayDecisionResponse, wanted bool) {
+	switch {
+	case res.GetExplanation() != nil:
+		c.printExplanation(res.GetExplanation())
+	case wanted:
+		fmt.Fprintf(c.out, "\nnot explained: %s\n", clean(cmp.Or(res.GetReason(), "it cannot be decided again")))
+	}
 }
 
 // replaySummary is the outcome of many replays. Its fields are the JSON output.

@@ -44,6 +44,10 @@ func TestReplay(t *testing.T) {
 	}
 	sh.exits(t, 0, says("EQUAL\n", `resource     Shop::Order::"99"`, "recorded     DENY at OBJECT", denied.DecisionID), "decisions", "replay", denied.DecisionID)
 	sh.exits(t, 0, says(`"outcome":"EQUAL"`, `"replayed":{`), "decisions", "replay", denied.DecisionID, "-o", "json")
+	sh.exits(t, 0, says("EQUAL\n", "owner-views", "resource.owner"), "decisions", "replay", denied.DecisionID, "--explain")
+	sh.exits(t, 0, says("DENY at OBJECT", "owner-views", "resource.owner"), "decisions", "get", denied.DecisionID, "--explain")
+	sh.exits(t, 0, says(`"explanation":{`), "decisions", "get", denied.DecisionID, "--explain", "-o", "json")
+	sh.exits(t, 2, says("--explain needs the id"), "decisions", "replay", "--since=1h", "--explain")
 	sh.exits(t, 0, says("21 decisions replayed: 21 equal, 0 different, 0 not replayable\n"), "decisions", "replay", "--since=1h")
 	sh.exits(t, 0, says("1 decision replayed: 1 equal"), "decisions", "replay", "--resource=Shop::Order::99", "--concurrency=1")
 
@@ -58,6 +62,7 @@ func TestReplay(t *testing.T) {
 	masked := tamper(t, db, denied.DecisionID, 1, func(r *cedarpostv1.DecisionRecord) { r.Masked = []string{"context.pin"} })
 	sh.exits(t, 1, says("DIFFERENT\n", "  decision: recorded ALLOW, replayed DENY\n", "  denied at: recorded nothing, replayed OBJECT\n"), "decisions", "replay", changed)
 	sh.exits(t, 1, says("NOT REPLAYABLE\n", "reason       values are masked: context.pin"), "decisions", "replay", masked)
+	sh.exits(t, 0, says("not explained: values are masked: context.pin"), "decisions", "get", masked, "--explain")
 	sh.exits(t, 0, says("masked       context.pin", "mode         strict", ", of which loading "), "decisions", "get", masked)
 	sh.exits(t, 1, says("23 decisions replayed: 21 equal, 1 different, 1 not replayable\n", "  "+changed+"  decision: recorded ALLOW, replayed DENY; denied at", "  1 not replayable: values are masked: context.pin\n"),
 		"decisions", "replay", "--since=1h")

@@ -2779,7 +2779,9 @@ func (x *DecisionCount) GetDenied() int64 {
 type ReplayDecisionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
-	DecisionId    string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	DecisionId string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	// Also explain the outcome of the replay.
+	Explain       bool `protobuf:"varint,2,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2821,6 +2823,13 @@ func (x *ReplayDecisionRequest) GetDecisionId() string {
 	return ""
 }
 
+func (x *ReplayDecisionRequest) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
+}
+
 // ReplayDecisionResponse compares the outcomes.
 type ReplayDecisionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2834,7 +2843,10 @@ type ReplayDecisionResponse struct {
 	// The record.
 	Recorded *DecisionRecord `protobuf:"bytes,4,opt,name=recorded,proto3" json:"recorded,omitempty"`
 	// The outcome of the replay: the parts of a record that are an outcome.
-	Replayed      *DecisionRecord `protobuf:"bytes,5,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	Replayed *DecisionRecord `protobuf:"bytes,5,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	// How each policy of that revision came out, if asked for. Values of entities that the caller may not read
+	// are withheld. Absent if the decision cannot be replayed.
+	Explanation   *Explanation `protobuf:"bytes,6,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2900,6 +2912,13 @@ func (x *ReplayDecisionResponse) GetRecorded() *DecisionRecord {
 func (x *ReplayDecisionResponse) GetReplayed() *DecisionRecord {
 	if x != nil {
 		return x.Replayed
+	}
+	return nil
+}
+
+func (x *ReplayDecisionResponse) GetExplanation() *Explanation {
+	if x != nil {
+		return x.Explanation
 	}
 	return nil
 }
@@ -4000,16 +4019,18 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\rDecisionCount\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\x03R\aallowed\x12\x16\n" +
-	"\x06denied\x18\x03 \x01(\x03R\x06denied\"B\n" +
+	"\x06denied\x18\x03 \x01(\x03R\x06denied\"\\\n" +
 	"\x15ReplayDecisionRequest\x12)\n" +
 	"\vdecision_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
-	"decisionId\"\xe0\x02\n" +
+	"decisionId\x12\x18\n" +
+	"\aexplain\x18\x02 \x01(\bR\aexplain\"\x9d\x03\n" +
 	"\x16ReplayDecisionResponse\x12F\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2,.cedarpost.v1.ReplayDecisionResponse.OutcomeR\aoutcome\x12 \n" +
 	"\vdifferences\x18\x02 \x03(\tR\vdifferences\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x128\n" +
 	"\brecorded\x18\x04 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\brecorded\x128\n" +
-	"\breplayed\x18\x05 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\breplayed\"P\n" +
+	"\breplayed\x18\x05 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\breplayed\x12;\n" +
+	"\vexplanation\x18\x06 \x01(\v2\x19.cedarpost.v1.ExplanationR\vexplanation\"P\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05EQUAL\x10\x01\x12\r\n" +
@@ -4156,6 +4177,7 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),         // 56: google.protobuf.Duration
 	(*Reuse)(nil),                       // 57: cedarpost.v1.Reuse
 	(*FailOpen)(nil),                    // 58: cedarpost.v1.FailOpen
+	(*Explanation)(nil),                 // 59: cedarpost.v1.Explanation
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
 	44, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
@@ -4225,39 +4247,40 @@ var file_cedarpost_v1_audit_proto_depIdxs = []int32{
 	2,  // 64: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
 	3,  // 65: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
 	3,  // 66: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	44, // 67: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	44, // 68: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	32, // 69: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 70: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 71: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	44, // 72: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	44, // 73: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 74: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 75: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	20, // 76: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
-	21, // 77: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	25, // 78: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	23, // 79: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	28, // 80: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	30, // 81: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	33, // 82: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	35, // 83: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	37, // 84: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	39, // 85: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	22, // 86: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	26, // 87: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	24, // 88: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	29, // 89: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	31, // 90: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	34, // 91: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	36, // 92: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	38, // 93: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	40, // 94: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	86, // [86:95] is the sub-list for method output_type
-	77, // [77:86] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	59, // 67: cedarpost.v1.ReplayDecisionResponse.explanation:type_name -> cedarpost.v1.Explanation
+	44, // 68: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	44, // 69: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	32, // 70: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 71: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 72: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	44, // 73: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	44, // 74: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 75: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 76: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	20, // 77: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	21, // 78: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	25, // 79: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	23, // 80: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	28, // 81: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	30, // 82: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	33, // 83: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	35, // 84: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	37, // 85: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	39, // 86: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	22, // 87: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	26, // 88: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	24, // 89: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	29, // 90: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	31, // 91: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	34, // 92: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	36, // 93: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	38, // 94: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	40, // 95: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	87, // [87:96] is the sub-list for method output_type
+	78, // [78:87] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
