@@ -135,6 +135,9 @@ func (a *Analysis) Report(full bool) *cedarpostv1.ImpactReport {
 		out.Reached = timestamppb.New(a.query.BeforeAt)
 	}
 	a.counts.save(out, full)
+	if a.done && !out.GetShadow() {
+		out.Warnings = a.warnings(out)
+	}
 	return out
 }
 
