@@ -34,7 +34,9 @@ func TestAnalyzeChangeWarnsOfNothingCompared(t *testing.T) {
 		{func(r *cedarpostv1.AnalyzeChangeRequest) {
 			r.From, r.To = timestamppb.New(time.Now().Add(-48*time.Hour)), timestamppb.New(time.Now().Add(-47*time.Hour))
 		}, "no decision about an action of the bundle is recorded in this time"},
-		{func(r *cedarpostv1.AnalyzeChangeRequest) { r.Who = []*cedarpostv1.EntityUid{servertest.UID(`Doc::Action::"Nope"`)} }, "who gains and who loses: no pair of a principal and a resource was tried"},
+		{func(r *cedarpostv1.AnalyzeChangeRequest) {
+			r.Who = []*cedarpostv1.EntityUid{servertest.UID(`Doc::Action::"Nope"`)}
+		}, "who gains and who loses: no pair of a principal and a resource was tried"},
 		{func(r *cedarpostv1.AnalyzeChangeRequest) {
 			r.Who, r.WhoContext = []*cedarpostv1.EntityUid{servertest.UID(`Doc::Action::"Read"`)}, structOf(t, `{"zzz":1}`)
 		}, "who gains and who loses: no pair of a principal and a resource was tried"},

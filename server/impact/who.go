@@ -71,7 +71,7 @@ type who struct {
 	goOn     func() error
 	readable func(cedar.EntityType) bool
 	tried    map[pair]bool
-	decided  int32 // pairs that were decided by both sides
+	decided  int32                                         // pairs that were decided by both sides
 	found    map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho // by principal and action
 	left     map[string]bool                               // what was left out
 }
