@@ -34,6 +34,8 @@ type FreezeWindow struct {
 	Zone string
 	// Reason is shown to those whose publish is refused.
 	Reason string
+	// KeptOf is the version that was taken back, and whose window a rollback keeps; 0: the bundle.yaml has it.
+	KeptOf int64
 }
 
 // Limits of freeze windows.

@@ -63,11 +63,20 @@ func (r Rules) Stricter(o Rules) Rules {
 		out.Unread = o.Unread
 	}
 	for _, w := range slices.Concat(r.Freeze, o.Freeze) {
-		if !slices.Contains(out.Freeze, w) {
+		i := slices.IndexFunc(out.Freeze, w.same)
+		if i < 0 {
 			out.Freeze = append(out.Freeze, w)
+		} else if w.KeptOf == 0 {
+			out.Freeze[i].KeptOf = 0
 		}
 	}
 	return out
+}
+
+// same reports whether two windows are the same, wherever they come from.
+func (w FreezeWindow) same(o FreezeWindow) bool {
+	w.KeptOf, o.KeptOf = 0, 0
+	return w == o
 }
 
 // rule reads a key of bundle.yaml that is about rules for publishing. known is false for another key.

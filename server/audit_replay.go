@@ -101,7 +101,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 		Principal: rec.Principal, Action: rec.Action, Resource: rec.Resource,
 		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 	}, 0)
-	ask.Recorded = true
+	ask.Recorded, ask.NothingMasked = true, len(rec.GetMasked()) == 0
 	work := s.shares.Call(ctx, access.CallerFrom(ctx))
 	defer work.Rest()
 	evaluation, err := s.past.Prepare(ctx, rec.GetRevision(), set, ask, work.Pause)

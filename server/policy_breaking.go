@@ -58,7 +58,7 @@ func breakFindings(ctx context.Context, name string, list []engine.Break, asked 
 		case b.Field:
 			f.File = bundle.FieldsName
 		case b.Bundle == name:
-			f.File = bundle.SchemaName
+			f.File, f.Line, f.Column = b.File, b.Line, b.Column
 		}
 		if f.Bundle != hiddenBundle {
 			if who := asked.about(b.Actions); f.Hint == "" {

@@ -218,8 +218,14 @@ func verdict[A proto.Message](ctx context.Context, s *policyService, procedure s
 				return w, err
 			}
 			mine := func(v store.Verdict) bool { return v.Caller == callerFrom(ctx) && v.Digest == c.Digest }
-			if slices.ContainsFunc(*verdicts, mine) {
-				return w, nil // it is said already
+			if i := slices.IndexFunc(*verdicts, mine); i >= 0 {
+				if reason := req.GetReason(); reason == "" || reason == (*verdicts)[i].Reason {
+					return w, nil // it is said already
+				}
+				// Another reason takes the place of the first one, and the report that was named stays.
+				*verdicts = slices.Clone(*verdicts)
+				(*verdicts)[i].Reason = req.GetReason()
+				return store.PolicyWrite{Change: &c, Reason: req.GetReason()}, nil
 			}
 			if len(*verdicts) >= maxVerdicts {
 				return w, connect.Errorf(connect.CodeFailedPrecondition, "the change %s has %d of them already, which is the limit", c.ID, maxVerdicts)

@@ -100,8 +100,7 @@ func (s *policyService) deleteOnce(ctx context.Context, procedure string, req *c
 	if err != nil {
 		return nil, err
 	}
-	// It is committed. If this server is late to apply it, the deletion succeeded nevertheless.
-	_, _ = s.follower.AtLeast(ctx, made.Revision)
+	s.settle(ctx, made.Revision)
 	return answer(made), nil
 }
 

@@ -38,7 +38,7 @@ func TestExports(t *testing.T) {
 	before := revision(t, s)
 	for _, dryRun := range []bool{true, false} {
 		_, err := applyAs(t, s, reader, dryRun, "wiki", wiki(wikiSchema)...)
-		servertest.WantCode(t, err, connect.CodeInvalidArgument, "schema.cedarschema:1:36: uses the type Doc::User of the bundle doc, which does not export it: its bundle.yaml needs exports: [User]")
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, "schema.cedarschema:1:36: entity Wiki::Page: uses the type Doc::User of the bundle doc, which does not export it: its bundle.yaml needs exports: [User]")
 		_, err = applyAs(t, s, stranger, dryRun, "wiki", wiki(wikiSchema)...)
 		servertest.WantCode(t, err, connect.CodeInvalidArgument, "uses the type Doc::User of another bundle, which does not export it: its bundle.yaml needs exports: [User]")
 		if strings.Contains(err.Error(), "bundle doc") {

@@ -400,7 +400,7 @@ func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.Ge
 	}
 	s.hideWho(ctx, report)
 	if !access.RightsFrom(ctx).MayAll(readDecisions, decisionsOf(report.GetBundle())) {
-		report.Samples, report.ByCaller, report.Who, report.WhoLeftOut, report.Hidden = nil, nil, nil, nil, true
+		report.Samples, report.ByCaller, report.Who, report.WhoLeftOut, report.Warnings, report.Hidden = nil, nil, nil, nil, nil, true
 		report.Principal, report.Resource, report.AskedBy = nil, nil, ""
 	}
 	if !report.GetHidden() {
@@ -415,7 +415,9 @@ func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.Ge
 // may have asked for it.
 func (s *policyService) hideWho(ctx context.Context, report *cedarpostv1.ImpactReport) {
 	hidden := func(uid *cedarpostv1.EntityUid) bool { return !s.mayList(ctx, cedar.EntityType(uid.GetType())) }
+	listed := len(report.GetWho())
 	report.Who = slices.DeleteFunc(report.GetWho(), func(w *cedarpostv1.ImpactWho) bool { return hidden(w.GetPrincipal()) })
+	report.WhoChanged -= int32(listed - len(report.GetWho()))
 	for _, w := range report.GetWho() {
 		w.GainedResources, w.LostResources = slices.DeleteFunc(w.GetGainedResources(), hidden), slices.DeleteFunc(w.GetLostResources(), hidden)
 	}

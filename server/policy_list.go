@@ -197,7 +197,7 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 			return nil, ctx.Err()
 		}
 		parsed := parsePolicy(v, one)
-		if parsed == nil || !matches(parsed) {
+		if parsed == nil || !matches(one.Bundle, parsed) {
 			continue
 		}
 		if found = append(found, policyToProto(one, parsed)); len(found) < atOnce {
@@ -215,7 +215,7 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 }
 
 // policyFilter returns the filter of a request.
-func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *cedarpostv1.ListPoliciesRequest) (func(*xast.Policy) bool, error) {
+func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *cedarpostv1.ListPoliciesRequest) (func(bundle string, p *xast.Policy) bool, error) {
 	principal, err := s.concerned(ctx, v, req.GetPrincipal())
 	if err != nil {
 		return nil, err
@@ -229,7 +229,11 @@ func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *
 		uid := wire.UID(req.GetAction())
 		action = &concerned{uid, v.Set.ActionGroups(uid).Contains}
 	}
-	return func(p *xast.Policy) bool {
+	decides := v.Set.Deciders(actionOf(req), cedar.EntityType(req.GetPrincipal().GetType()), cedar.EntityType(req.GetResource().GetType()))
+	return func(bundle string, p *xast.Policy) bool {
+		if !decides(bundle) {
+			return false
+		}
 		if req.GetEffect() != "" && (p.Effect == xast.EffectPermit) != (req.GetEffect() == "permit") ||
 			!principal.by(p.Principal) || !action.by(p.Action) || !resource.by(p.Resource) {
 			return false
@@ -238,6 +242,14 @@ func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *
 			return string(a.Key) == req.GetAnnotation() && (req.AnnotationValue == nil || string(a.Value) == req.GetAnnotationValue())
 		})
 	}, nil
+}
+
+// actionOf returns the action of a filter; the zero UID: any.
+func actionOf(req *cedarpostv1.ListPoliciesRequest) (uid cedar.EntityUID) {
+	if req.GetAction() != nil {
+		uid = wire.UID(req.GetAction())
+	}
+	return uid
 }
 
 // concerned returns an entity with its groups. A caller that may read the entity gets those that it is in

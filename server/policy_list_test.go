@@ -80,7 +80,7 @@ func TestListPolicies(t *testing.T) {
 		{"a person", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Principal: uid(`Person::"ann"`)}, "all ann doors", "all ann cleaners doors people"},
 		{"a person in a group of a group", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Principal: uid(`Person::"bob"`)}, "all cleaners doors", "all cleaners doors people"},
 		{"a group", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Principal: uid(`Team::"cleaners"`)}, "all cleaners doors", ""},
-		{"a type that is in no group", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Principal: uid(`Floor::"1"`)}, "all doors", ""},
+		{"a type that is in no group", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Principal: uid(`Floor::"1"`)}, "", ""},
 		{"a resource", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Resource: uid(`Door::"d"`)}, "all ann cleaners doors", ""},
 		{"a resource that is not stored", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Resource: uid(`Door::"e"`)}, "all ann", "all ann cleaners"},
 		{"a resource by its type", &cedarpostv1.ListPoliciesRequest{Bundle: "staff", Resource: uid(`Person::"bob"`)}, "all ann people", ""},

@@ -223,10 +223,24 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 		s.metric.breakGlass.Inc()
 		s.log.Warn("a bundle was published past its rules by break-glass", "bundle", b.Name, "version", made.Version, "caller", w.Caller, "reason", glass.Reason, "rules", glass.Rules)
 	}
-	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
-	_, _ = s.follower.AtLeast(ctx, made.Revision)
+	s.settle(ctx, made.Revision)
 	return answer(made), nil
 }
+
+// settle waits until this server has applied a publish or a deletion that is committed, so that the caller reads its
+// own write from this server. It takes seconds to compile a large bundle. If the server is later than that, the write
+// succeeded nevertheless, so the wait ends early enough for the answer.
+func (s *policyService) settle(ctx context.Context, revision int64) {
+	patience := s.times.check
+	if end, ok := ctx.Deadline(); ok {
+		left := time.Until(end)
+		patience = min(patience, left-min(left/2, settleMargin))
+	}
+	_, _ = s.follower.AtLeastWithin(ctx, patience, revision)
+}
+
+// settleMargin is the time that settle leaves for the answer, unless half of what is left is less.
+const settleMargin = 2 * time.Second
 
 // early asks the rules before the bundle is checked. In a dry run, what is in the way becomes warnings.
 func (s *policyService) early(ctx context.Context, p *publication, live store.Bundle) (blocked []engine.Finding, err error) {

@@ -127,13 +127,17 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 // windows lists the freeze windows of a bundle that are open at a moment.
 func windows(name string, rules bundle.Rules, at time.Time) (list []block) {
 	for _, w := range rules.Freeze {
+		text := w.Text()
+		if w.KeptOf > 0 {
+			text += fmt.Sprintf(" of version %d, which was taken back (the next publish that is no rollback ends that)", w.KeptOf)
+		}
 		switch in, end, open, err := w.Holds(at); {
 		case err != nil:
-			list = append(list, block{rule: ruleUnread, message: fmt.Sprintf("a freeze window of the bundle %s cannot be understood: %s: %v", name, w.Text(), err)})
+			list = append(list, block{rule: ruleUnread, message: fmt.Sprintf("a freeze window of the bundle %s cannot be understood: %s: %v", name, text, err)})
 		case open:
-			list = append(list, block{rule: ruleWindow, message: fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window does not end before %s", name, w.Text(), end.Format(time.RFC3339))})
+			list = append(list, block{rule: ruleWindow, message: fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window does not end before %s", name, text, end.Format(time.RFC3339))})
 		case in:
-			list = append(list, block{rule: ruleWindow, message: fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window ends at %s", name, w.Text(), end.Format(time.RFC3339))})
+			list = append(list, block{rule: ruleWindow, message: fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window ends at %s", name, text, end.Format(time.RFC3339))})
 		}
 	}
 	return list
@@ -230,12 +234,33 @@ func approvalsNeeded(live store.Bundle) int { return liveRules(live).Approvals }
 // are stored. They must not be shed by a rollback to a time before them.
 func keptRules(live store.Bundle, restored bundle.Rules) string {
 	kept := liveRules(live)
+	kept.Freeze = takenBack(live)
 	kept.Approvals, restored.Approvals = 0, 0 // it has a column of its own
-	if reflect.DeepEqual(kept, restored) {
+	bare := kept
+	bare.Freeze = nil
+	for _, w := range kept.Freeze {
+		w.KeptOf = 0
+		bare.Freeze = append(bare.Freeze, w)
+	}
+	if reflect.DeepEqual(bare, restored) {
 		return ""
 	}
 	kept.ApprovalsExpire = kept.Expire()
 	return string(encodeRules(kept))
+}
+
+// takenBack returns the freeze windows that a rollback keeps. If the live version is a rollback itself, they are those
+// that it keeps, so that a chain of rollbacks keeps what one rollback of all would, and neither adds to that nor sheds
+// it.
+func takenBack(live store.Bundle) (list []bundle.FreezeWindow) {
+	if live.RollbackOf > 0 && live.Rules != "" {
+		return decodeRules([]byte(live.Rules)).Freeze
+	}
+	for _, w := range bundle.ReadRules(live.Manifest).Freeze {
+		w.KeptOf = live.Version
+		list = append(list, w)
+	}
+	return list
 }
 
 // keptAfterGlass returns what a publish past rules keeps of the live ones besides the number of approvals: that
@@ -262,6 +287,7 @@ type storedWindow struct {
 	Seconds int64  `json:"seconds"`
 	Zone    string `json:"zone,omitempty"`
 	Reason  string `json:"reason,omitempty"`
+	KeptOf  int64  `json:"kept_of,omitempty"`
 }
 
 // encodeRules returns nil for rules that ask for nothing.
@@ -271,7 +297,7 @@ func encodeRules(r bundle.Rules) json.RawMessage {
 	}
 	out := storedRules{Approvals: r.Approvals, ExpireSeconds: int64(r.ApprovalsExpire / time.Second), Impact: r.Impact, Unread: r.Unread}
 	for _, w := range r.Freeze {
-		out.Freeze = append(out.Freeze, storedWindow{w.At, int64(w.For / time.Second), w.Zone, w.Reason})
+		out.Freeze = append(out.Freeze, storedWindow{w.At, int64(w.For / time.Second), w.Zone, w.Reason, w.KeptOf})
 	}
 	text, err := json.Marshal(out)
 	if err != nil {
@@ -291,7 +317,7 @@ func decodeRules(text []byte) (r bundle.Rules) {
 	}
 	r.Approvals, r.ApprovalsExpire, r.Impact, r.Unread = in.Approvals, time.Duration(in.ExpireSeconds)*time.Second, in.Impact, in.Unread
 	for _, w := range in.Freeze {
-		r.Freeze = append(r.Freeze, bundle.FreezeWindow{At: w.At, For: time.Duration(w.Seconds) * time.Second, Zone: w.Zone, Reason: w.Reason})
+		r.Freeze = append(r.Freeze, bundle.FreezeWindow{At: w.At, For: time.Duration(w.Seconds) * time.Second, Zone: w.Zone, Reason: w.Reason, KeptOf: w.KeptOf})
 	}
 	return r
 }

@@ -113,3 +113,38 @@ func TestStoredRules(t *testing.T) {
 		t.Error("no rules, or damaged ones")
 	}
 }
+
+// A chain of rollbacks keeps the windows of the last version that was published otherwise, each once, and neither more nor
+// fewer. A refusal says from which version a window comes.
+func TestRollbacksKeepWindowsOnce(t *testing.T) {
+	manifest := func(hours ...string) []byte {
+		text := "freeze:\n"
+		for _, h := range hours {
+			text += "  - {at: '* * * * *', for: " + h + "}\n"
+		}
+		return []byte(text)
+	}
+	back := func(live store.Bundle, manifest []byte, of int64) store.Bundle {
+		return store.Bundle{Name: "doc", Version: live.Version + 1, RollbackOf: of, Manifest: manifest, Rules: keptRules(live, bundle.ReadRules(manifest))}
+	}
+	s := &policyService{}
+	messages := func(live store.Bundle) string {
+		return strings.Join(messagesOf(s.blocks(proposal{bundle: "doc", digest: "new"}, live, store.PolicyState{}, time.Now())), "\n")
+	}
+	live := store.Bundle{Name: "doc", Version: 3, Manifest: manifest("3h")}
+	if text := messages(live); strings.Contains(text, "of version") || !strings.Contains(text, "* * * * * for 3h, UTC") {
+		t.Errorf("a window of its own: %s", text)
+	}
+	for i := range 30 {
+		live = back(live, manifest([]string{"1h", "2h"}[i%2]), int64(i%2)+1)
+		own := []string{"1h", "2h"}[i%2]
+		text := messages(live)
+		if n := len(liveRules(live).Freeze); n != 2 || !strings.Contains(text, "* * * * * for 3h, UTC of version 3, which was taken back (the next publish that is no rollback ends that)") || !strings.Contains(text, "* * * * * for "+own+", UTC;") {
+			t.Fatalf("rollback %d keeps %d windows: %s", i+1, n, text)
+		}
+	}
+	// The version that is restored has the same window, so it is its own.
+	if text := messages(back(live, manifest("3h"), 3)); strings.Contains(text, "of version") || strings.Count(text, "3h") != 1 {
+		t.Errorf("the window stands in the restored version: %s", text)
+	}
+}

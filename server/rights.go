@@ -449,6 +449,7 @@ func check(r *access.Rights, procedure string, n need) error {
 type refusedError struct {
 	procedure, about string
 	forbids          []string // policies of admin-local without which it would be permitted
+	glass            bool     // it is about break-glass, and not about the call itself
 }
 
 // reason returns what the call was about, and the policies that forbid it, for the log.
@@ -462,6 +463,9 @@ func (e *refusedError) reason() string {
 // Error returns the text for the caller. It names what the caller sent, and of what is stored only the
 // policies of admin-local that take a right away which the roles of the caller give.
 func (e *refusedError) Error() string {
+	if e.glass && len(e.forbids) == 0 {
+		return fmt.Sprintf("this caller has no right to break-glass for %s, which takes the role break-glass besides the right to %s; `cedarpost whoami` lists its rights, and an operator can grant others", e.about, path.Base(e.procedure))
+	}
 	if len(e.forbids) > 0 {
 		return fmt.Sprintf("this caller has no right to %s for %s", path.Base(e.procedure), e.reason())
 	}
@@ -499,7 +503,7 @@ func refusedRight(r *access.Rights, procedure string, n need) *refusedError {
 	if n.action == readDecisions && procedure != cedarpostv1connect.AuditServiceQueryDecisionsProcedure {
 		about += ", because it has no right to read the decisions (QueryDecisions)"
 	}
-	return &refusedError{procedure, about, r.Forbidden(n.action, t)}
+	return &refusedError{procedure: procedure, about: about, forbids: r.Forbidden(n.action, t), glass: n.action == breakGlass}
 }
 
 // rights is the interceptor that refuses messages to which the caller has no right, before they are

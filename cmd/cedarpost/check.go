@@ -218,7 +218,7 @@ func breaking(set *engine.Set, before checked, others []engine.Source) (list []f
 		return []finding{findingFromEngine(engine.Finding{Warning: true, Message: fmt.Sprintf("what breaks callers is not known: the bundle in %s is not valid: %s", before.dir, found[0])})}
 	}
 	for _, b := range set.Breaks(old) {
-		f := engine.Finding{Warning: true, File: bundle.SchemaName, Message: "breaks callers: " + b.Message, Hint: b.Hint}
+		f := engine.Finding{Warning: true, File: b.File, Line: b.Line, Column: b.Column, Message: "breaks callers: " + b.Message, Hint: b.Hint}
 		if b.Field {
 			f.File = bundle.FieldsName
 		}

@@ -32,7 +32,7 @@ type impactCmd struct {
 	Context   string  `help:"The context of the questions of --who, as JSON, or @FILE." placeholder:"JSON"`
 	Budget    span    `help:"How long it may take, at most 1h (default ${default}). Then --report goes on." default:"5m" placeholder:"DURATION"`
 	NoSamples bool    `help:"Leave out the samples and the principals of --who: not everybody who reads a comment may know users and objects."`
-	ExitCode  bool    `help:"Exit with 1 if any decision differs, and if not all decisions asked for were compared, or none could be."`
+	ExitCode  bool    `help:"Exit with 1 if any decision differs or anybody of --who gains or loses, if not all decisions asked for were compared, or none was, and if nothing of --who was tried."`
 	adminFlags
 }
 
@@ -158,7 +158,7 @@ func (n *impactCmd) print(c *console, r *cedarpostv1.ImpactReport) (err error) {
 	default:
 		c.printImpact(r)
 	}
-	if err == nil && n.ExitCode && (differing(r) > 0 || !r.GetComplete() || r.GetUnknown() == r.GetDecisions() && r.GetDecisions() > 0) {
+	if err == nil && n.ExitCode && (differing(r) > 0 || r.GetWhoChanged() > 0 || !r.GetComplete() || r.GetUnknown() == r.GetDecisions() && r.GetDecisions() > 0 || len(r.GetWarnings()) > 0) {
 		return exitWith(codeFailed)
 	}
 	return err
@@ -211,6 +211,9 @@ func (c *console) printImpact(r *cedarpostv1.ImpactReport) {
 	for _, u := range r.GetUnknownReasons() {
 		fmt.Fprintf(c.out, "  unknown: %d, because %s\n", u.GetDecisions(), clean(u.GetReason()))
 	}
+	for _, text := range r.GetWarnings() {
+		fmt.Fprintf(c.out, "  %s: %s\n", c.paint(yellow, "warning"), clean(text))
+	}
 	for _, sort := range []struct {
 		name   string
 		groups []*cedarpostv1.ImpactGroup
@@ -249,7 +252,7 @@ func (c *console) printWho(r *cedarpostv1.ImpactReport) {
 	if r.GetHidden() || r.GetWhoPairs() == 0 && len(r.GetWhoLeftOut()) == 0 {
 		return
 	}
-	fmt.Fprintf(c.out, "\n%s of stored principals and resources tried: %s with another outcome\n", count(r.GetWhoPairs(), "pair", "pairs"), count(len(r.GetWho()), "principal and action", "principals and actions"))
+	fmt.Fprintf(c.out, "\n%s of stored principals and resources tried: %s with another outcome\n", count(r.GetWhoPairs(), "pair", "pairs"), count(r.GetWhoChanged(), "principal and action", "principals and actions"))
 	if len(r.GetWho()) > 0 {
 		rows := [][]string{{"PRINCIPAL", "ACTION", "GAINS", "LOSES", "OTHER FIELDS", "RESOURCES", "FIELDS GAINED", "FIELDS LOST"}}
 		for _, w := range r.GetWho() {
@@ -310,6 +313,12 @@ func printImpactMarkdown(w io.Writer, r *cedarpostv1.ImpactReport) {
 			fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", sampleKind(s), cell(uidText(s.GetPrincipal())), cell(uidText(s.GetAction())), cell(uidText(s.GetResource())), cell(sampleText(s)))
 		}
 		fmt.Fprint(w, "\n</details>\n")
+	}
+	if n := r.GetWhoChanged(); n > 0 {
+		fmt.Fprintf(w, "\n%s gain or lose access, of %s tried.\n", count(n, "principal and action", "principals and actions"), count(r.GetWhoPairs(), "pair", "pairs"))
+	}
+	for _, text := range r.GetWarnings() {
+		fmt.Fprintf(w, "\nWarning: %s\n", strings.ReplaceAll(clean(text), "<", "&lt;"))
 	}
 	if !r.GetComplete() && !r.GetShadow() {
 		fmt.Fprintf(w, "\nThe time was over before all decisions were compared.\n")

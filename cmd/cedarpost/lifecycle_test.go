@@ -57,7 +57,7 @@ func testVersions(sh *shell) func(*testing.T) {
 
 		narrow := notes(t, "people")
 		write(t, narrow, "schema.cedarschema", strings.Replace(file(t, two, "schema.cedarschema"), "resource: [Note] }", "resource: [Note], context: { mfa: Bool } }", 1))
-		sh.exits(t, 3, says("refused, nothing changed: it breaks callers", `schema.cedarschema: error: action Notes::Action::"Read": the context requires the attribute "mfa" now`, "nobody asked in the last 7 days", "--allow-breaking"), "apply", narrow)
+		sh.exits(t, 3, says("refused, nothing changed: it breaks callers", `schema.cedarschema:2:10: error: action Notes::Action::"Read": the context requires the attribute "mfa" now`, "nobody asked in the last 7 days", "--allow-breaking"), "apply", narrow)
 		sh.exits(t, 0, says("warning: breaks callers: action Notes", "dry run"), "apply", narrow, "--dry-run")
 
 		copied := filepath.Join(t.TempDir(), "notes")

@@ -19,6 +19,10 @@ type Break struct {
 	Actions []cedar.EntityUID
 	// Field says that the catalogue of fields lacks something, and not the schema.
 	Field bool
+	// File is the schema file of the later set that declares the action, or its namespace if the action is gone;
+	// Line and Column are where it does, from 1, or zeros.
+	File         string
+	Line, Column int
 	// Message says what breaks, with the actions; Hint says how it would not.
 	Message, Hint string
 }
@@ -56,9 +60,14 @@ func (b *breaks) full() bool { return len(b.list) > maxBreaks }
 
 // add adds what breaks the callers of one action. format is the text after the name of the action.
 func (b *breaks) add(a *action, hint, format string, args ...any) {
-	if !b.full() {
-		b.list = append(b.list, Break{Bundle: a.bundle, Actions: []cedar.EntityUID{a.uid}, Message: fmt.Sprintf("action %s: ", a.uid) + fmt.Sprintf(format, args...), Hint: hint})
+	if b.full() {
+		return
 	}
+	one := Break{Bundle: a.bundle, Actions: []cedar.EntityUID{a.uid}, Message: fmt.Sprintf("action %s: ", a.uid) + fmt.Sprintf(format, args...), Hint: hint}
+	if now := b.now.bundles[a.bundle]; now != nil {
+		one.File, one.Line, one.Column = now.schema.declaredAt(a.uid)
+	}
+	b.list = append(b.list, one)
 }
 
 // action compares the two declarations of an action that could be asked about. now is nil if it is gone.

@@ -153,14 +153,16 @@ func (c *compiler) schemas(sources []Source) bool {
 		}
 		b := &compiledBundle{name: src.Name, namespaces: namespacesOf(sc), skipForbidErrors: src.SkipForbidErrors,
 			schema: Source{SchemaFile: src.SchemaFile, declared: src.declared}}
+		if len(src.Schemas) == 0 {
+			b.schema.Schema = src.Schema
+		}
 		c.set.bundles[src.Name] = b
 		for _, ns := range b.namespaces {
 			if src.Name != Admin && (ns == reservedNamespace || strings.HasPrefix(ns, reservedNamespace+"::")) {
 				c.report(Finding{Bundle: src.Name, File: src.schemaFile("namespace " + ns), Message: fmt.Sprintf("namespace %s belongs to the service itself", ns)})
 			}
 			if other, taken := c.set.owners[ns]; taken {
-				c.report(Finding{Bundle: src.Name, File: src.schemaFile("namespace " + ns), Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, other), Hint: "a namespace has one owner",
-					Other: other, Without: fmt.Sprintf("namespace %q is owned by another bundle", ns)})
+				c.ownedTwice(ns, src, bySource[other])
 			}
 			c.set.owners[ns] = src.Name
 		}
@@ -220,6 +222,17 @@ func (c *compiler) schemas(sources []Source) bool {
 		})
 	}
 	return !c.failed
+}
+
+// ownedTwice refuses a namespace that two bundles declare. The finding is about the one that is not published.
+func (c *compiler) ownedTwice(ns string, taker, owner *Source) {
+	if taker.Published && !owner.Published {
+		taker, owner = owner, taker
+	}
+	c.report(Finding{
+		Bundle: taker.Name, File: taker.schemaFile("namespace " + ns), Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, owner.Name), Hint: "a namespace has one owner",
+		Other: owner.Name, Without: fmt.Sprintf("namespace %q is owned by another bundle", ns),
+	})
 }
 
 // nested refuses a namespace inside of another bundle's namespace, and one around it: people take

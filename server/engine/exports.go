@@ -567,8 +567,8 @@ func (c *compiler) unexportedFinding(src Source, u use, owner string) Finding {
 	}
 	f := Finding{
 		Bundle: src.Name, Other: owner,
-		Message: fmt.Sprintf("%s the type %s of the bundle %s, which does not export it: its bundle.yaml needs %s", verb, u.typ, owner, c.set.exportLine(u.typ)),
-		Without: fmt.Sprintf("%s the type %s of another bundle, which does not export it: its bundle.yaml needs %s", verb, u.typ, c.set.exportLine(u.typ)),
+		Message: fmt.Sprintf("%s%s the type %s of the bundle %s, which does not export it: its bundle.yaml needs %s", u.declaration(), verb, u.typ, owner, c.set.exportLine(u.typ)),
+		Without: fmt.Sprintf("%s%s the type %s of another bundle, which does not export it: its bundle.yaml needs %s", u.declaration(), verb, u.typ, c.set.exportLine(u.typ)),
 	}
 	c.placeUse(&f, src, u)
 	return f
@@ -587,8 +587,8 @@ func (c *compiler) keptFinding(src Source, u use, owner string) Finding {
 	const live = "the live version does so, too, and only new uses are refused"
 	f := Finding{
 		Bundle: src.Name, Other: owner, Warning: true, Hint: live,
-		Message: fmt.Sprintf("uses the type %s of the bundle %s, which does not export it: its bundle.yaml needs %s", u.typ, owner, c.set.exportLine(u.typ)),
-		Without: fmt.Sprintf("uses the type %s of another bundle, which does not export it: its bundle.yaml needs %s", u.typ, c.set.exportLine(u.typ)),
+		Message: fmt.Sprintf("%suses the type %s of the bundle %s, which does not export it: its bundle.yaml needs %s", u.declaration(), u.typ, owner, c.set.exportLine(u.typ)),
+		Without: fmt.Sprintf("%suses the type %s of another bundle, which does not export it: its bundle.yaml needs %s", u.declaration(), u.typ, c.set.exportLine(u.typ)),
 	}
 	c.placeUse(&f, src, u)
 	return f
@@ -602,11 +602,19 @@ func (u use) place(bundle string) string {
 	return fmt.Sprintf("%s of the bundle %s", u.where, bundle)
 }
 
+// declaration names the declaration of a use in the schema, as the beginning of a message. A finding about a policy
+// names it besides.
+func (u use) declaration() string {
+	if u.policy != nil {
+		return ""
+	}
+	return u.where + ": "
+}
+
 // placeUse moves a finding to the use.
 func (c *compiler) placeUse(f *Finding, src Source, u use) {
 	if u.policy == nil {
-		f.File = src.SchemaFile
-		f.Line, f.Column = firstUse(src.Schema, string(u.typ))
+		f.File, f.Line, f.Column = src.firstUse(string(u.typ))
 		return
 	}
 	f.File, f.Line, f.Column, f.Policy = u.policy.file, u.policy.line, u.policy.column, u.policy.ref.ID

@@ -125,6 +125,16 @@ func TestAttackUseTypesThatAreNotExported(t *testing.T) {
 			continue
 		}
 		want := fmt.Sprintf(c.want, c.typ) + ", which does not export it: its bundle.yaml needs exports: [" + c.typ + "]"
+		if len(c.src.Policies) == 0 { // the message begins with the declaration
+			declared := "entity App::Doc: "
+			switch {
+			case strings.Contains(c.src.Schema, "action A "):
+				declared = `action App::Action::"A": `
+			case strings.Contains(c.src.Schema, "entity Bot"):
+				declared = "entity App::Bot: "
+			}
+			want = declared + want
+		}
 		if set != nil || len(errors) != 1 || errors[0] != want || findings[0].Other != "org" || strings.Contains(findings[0].Without, "bundle org") {
 			t.Errorf("%s: %q, want %q", c.name, texts(findings), want)
 			continue
@@ -276,7 +286,7 @@ func TestExportsOfPublishedBundles(t *testing.T) {
 		{"a new policy reads", []Source{org(), app(appSchema, one)}, []Source{published(org()), app(appSchema, one, two)},
 			[]string{"app p.cedar:2:1: policy two: reads attributes, tags or groups of entities of the type Org::User of the bundle org, which does not export it", "warning app schema.cedarschema"}},
 		{"a new declaration", []Source{org(), app(appSchema, one)}, []Source{published(org()), app(more, one)},
-			[]string{"app schema.cedarschema:2:65: uses the type Org::Team of the bundle org, which does not export it: its bundle.yaml needs exports: [Team]", "warning app schema.cedarschema:2:37"}},
+			[]string{"app schema.cedarschema:2:65: entity App::Bot: uses the type Org::Team of the bundle org, which does not export it: its bundle.yaml needs exports: [Team]", "warning app schema.cedarschema:2:37"}},
 		{"the bundle with the type, as before", []Source{org(), app(appSchema, one)}, []Source{org("Team"), published(app(appSchema, one))},
 			[]string{"warning org bundle.yaml: the bundle app uses the type Org::User, which is not exported"}},
 		{"a third bundle", []Source{org(), app(appSchema, one), other}, []Source{published(org()), published(app(appSchema, one)), {Name: "other", Schema: "namespace Other { entity Y; }"}}, nil},

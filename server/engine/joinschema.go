@@ -464,6 +464,18 @@ func (src *Source) schemaFile(about string) string {
 	return file
 }
 
+// declaredAt returns the place of the declaration of an action. If there is none, it is the file of its namespace.
+func (src *Source) declaredAt(action types.EntityUID) (file string, line, column int) {
+	ns := namespaceOf(action.Type)
+	about := actionDeclaration(ns, string(action.ID))
+	f, known := src.declared[about]
+	if !known {
+		f = SchemaText{File: src.schemaFile("namespace " + ns), Text: src.Schema}
+	}
+	line, column = declaredAt(f, about)
+	return f.File, line, column
+}
+
 // firstUse returns the place of the first use of a name in the schema files.
 func (src *Source) firstUse(name string) (file string, line, column int) {
 	if len(src.Schemas) == 0 {

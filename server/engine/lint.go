@@ -77,8 +77,12 @@ func (f *Finding) place(p *policy, texts ...string) {
 	}
 }
 
-// placeAt moves a finding to a place in the text of the policy.
+// placeAt moves a finding to a place in the text of the policy. The text of a policy in JSON is not what its
+// file has, so a finding about it stays at the policy.
 func (f *Finding) placeAt(p *policy, at int) {
+	if p.inJSON() {
+		return
+	}
 	before := p.text[:at]
 	if n := strings.Count(before, "\n"); n > 0 {
 		f.Line = p.line + n

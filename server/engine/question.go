@@ -28,6 +28,9 @@ type Ask struct {
 	// attributes that the server fills in. Values in it that are masked are left out: if a policy that
 	// could apply reads one, the question has no decision, and the error is [ErrMasked].
 	Recorded bool
+	// NothingMasked says that no value of the record is masked, so that an object that looks like a masked value is
+	// what the caller sent.
+	NothingMasked bool
 }
 
 // RawEntity is an entity as decoded JSON.
@@ -103,7 +106,9 @@ func (s *Set) read(a Ask) (*Question, error) {
 	r := s.newReading()
 	if a.Recorded {
 		r.pairs = math.MaxInt // it was accepted once
-		a, q.masked = withoutMasked(a)
+		if !a.NothingMasked {
+			a, q.masked = withoutMasked(a)
+		}
 		r.masked = q.masked
 	}
 	if err := r.readContext(q, a); err != nil {

@@ -66,6 +66,36 @@ func (s *Set) Differences(other *Set, action cedar.EntityUID) []Reach {
 	return list
 }
 
+// Deciders returns a function that reports whether policies of a bundle can decide questions about an action, or with
+// principals and resources of some types, whoever they are; a zero value stands for any. A principal or a resource type
+// can also be that of a group. Rules of admin-local are about other questions, which no set has.
+func (s *Set) Deciders(action cedar.EntityUID, principal, resource cedar.EntityType) func(bundle string) bool {
+	takes := func(types []cedar.EntityType, typ cedar.EntityType) bool {
+		return typ == "" || slices.ContainsFunc(types, func(t cedar.EntityType) bool { return t == typ || s.TypesAbove(t)[typ] })
+	}
+	found := map[string]bool{}
+	for uid, a := range s.actions {
+		asked := action == (cedar.EntityUID{}) || uid == action || s.static[uid].Parents.Contains(action)
+		if asked && !found[a.bundle] && a.appliesTo != nil && takes(a.appliesTo.Principals, principal) && takes(a.appliesTo.Resources, resource) {
+			found[a.bundle] = true
+		}
+	}
+	all := action == (cedar.EntityUID{}) && principal == "" && resource == ""
+	return func(bundle string) bool {
+		return all || bundle == AdminLocal || found[bundle] || bundle == Guardrails && len(found) > 0
+	}
+}
+
+// DecidesFields reports whether a policy can decide about the fields of an action.
+func (s *Set) DecidesFields(action cedar.EntityUID, ref PolicyRef) bool {
+	a, b := s.actions[action], s.bundles[ref.Bundle]
+	if a == nil || a.field == nil || b == nil {
+		return false
+	}
+	i, found := slices.BinarySearchFunc(b.policies, ref, func(p *policy, ref PolicyRef) int { return p.ref.compare(ref) })
+	return found && slices.Contains(s.matchedActions(b.policies[i]), a.field)
+}
+
 // sameRules reports whether everything about an action is the same in two sets, except policies.
 func sameRules(s, other *Set, a, b *action) bool {
 	if s.digest != other.digest && (len(s.ChangedTypes(other)) > 0 || !reflect.DeepEqual(a.appliesTo, b.appliesTo) || !reflect.DeepEqual(s.catalogues, other.catalogues)) {

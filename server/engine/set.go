@@ -45,7 +45,7 @@ type compiledBundle struct {
 	policies         []*policy
 	skipForbidErrors bool
 	principalTokens  []PrincipalToken
-	schema           Source // only what schemaFile reads
+	schema           Source // only what schemaFile and declaredAt read
 	exports          exports
 }
 

@@ -95,6 +95,10 @@ type PolicyInfo struct {
 	Text     string
 }
 
+// inJSON reports whether the file of the policy has it in Cedar's JSON format, by its name: what is stored has the
+// text in place of the JSON.
+func (p *policy) inJSON() bool { return strings.HasSuffix(p.file, ".json") }
+
 func finding(p *policy, msg, hint string) Finding {
 	return Finding{Bundle: p.ref.Bundle, File: p.file, Line: p.line, Column: p.column, Policy: p.ref.ID, Message: msg, Hint: hint}
 }

@@ -80,6 +80,9 @@ func New(cfg Config) *Analysis {
 	a.query.BeforeAt, a.query.BeforeID = cfg.Cursor.At, cfg.Cursor.ID
 	a.counts.load(cfg.Report)
 	a.counts.changed = changedPolicies(cfg.Live, cfg.Proposed)
+	a.counts.decidesFields = func(action cedar.EntityUID, p engine.PolicyRef) bool {
+		return cfg.Live.DecidesFields(action, p) || cfg.Proposed.DecidesFields(action, p)
+	}
 	return a
 }
 
@@ -135,6 +138,9 @@ func (a *Analysis) Report(full bool) *cedarpostv1.ImpactReport {
 		out.Reached = timestamppb.New(a.query.BeforeAt)
 	}
 	a.counts.save(out, full)
+	if a.done && !out.GetShadow() {
+		out.Warnings = a.warnings(out)
+	}
 	return out
 }
 
@@ -203,7 +209,7 @@ func (a *Analysis) compare(ctx context.Context, rows []store.Decision) error {
 			Principal: rec.Principal, Action: rec.Action, Resource: rec.Resource,
 			Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 		}, 0)
-		ask.Recorded = true
+		ask.Recorded, ask.NothingMasked = true, len(rec.GetMasked()) == 0
 		records, asks = append(records, rec), append(asks, ask)
 	}
 	var list [2][]outcome

@@ -34,6 +34,8 @@ type counts struct {
 	samples map[cedarpostv1.ImpactSample_Kind][]*cedarpostv1.ImpactSample
 	// changed returns the policies about an action that only one side has.
 	changed func(cedar.EntityUID) []engine.PolicyRef
+	// decidesFields reports whether a policy of either side can decide about the fields of an action.
+	decidesFields func(cedar.EntityUID, engine.PolicyRef) bool
 }
 
 // The sorts of groups.
@@ -144,14 +146,36 @@ func (c *counts) add(rec *cedarpostv1.DecisionRecord, live, candidate outcome) {
 		*countOfKind(&c.total, kind)++
 		c.sample(kind, rec, one, live.res, candidate)
 		c.group(byAction, kind, wire.UID(rec.GetAction()).String())
-		if len(one.policies) == 0 && candidate.err == nil {
-			// Nothing names what denied a field before, so the policies that differ are named.
-			one.policies = c.changed(wire.UID(rec.GetAction()))
+		if candidate.err == nil {
+			one.policies = c.because(kind, wire.UID(rec.GetAction()), one.policies, live.res, candidate.res)
 		}
 		c.group(byPolicy, kind, names(one.policies)...)
 		c.group(byCaller, kind, rec.GetCaller())
 		c.group(byField, kind, one.fields...)
 	}
+}
+
+// because returns the policies that a difference is counted for: those that decide it, and if that does not tell them
+// apart, those that differ between the sides and had a part in one of the two outcomes. A policy that neither matched nor
+// failed is no reason, and one that is not about fields is none for a difference of fields.
+func (c *counts) because(kind cedarpostv1.ImpactSample_Kind, action cedar.EntityUID, by []engine.PolicyRef, outcomes ...*engine.Result) []engine.PolicyRef {
+	ofFields := kind == cedarpostv1.ImpactSample_FIELDS_GAINED || kind == cedarpostv1.ImpactSample_FIELDS_LOST
+	if ofFields {
+		by = slices.DeleteFunc(slices.Clone(by), func(p engine.PolicyRef) bool { return !c.decidesFields(action, p) })
+	}
+	if len(by) > 0 {
+		return by
+	}
+	for _, p := range c.changed(action) {
+		part := slices.ContainsFunc(outcomes, func(r *engine.Result) bool {
+			return slices.Contains(r.Policies, p) || slices.Contains(r.FieldForbids, p.String()) ||
+				slices.ContainsFunc(r.Errors, func(e engine.PolicyError) bool { return e.Policy == p })
+		})
+		if part && (!ofFields || c.decidesFields(action, p)) {
+			by = append(by, p)
+		}
+	}
+	return by
 }
 
 // difference is one kind of difference of a decision.

@@ -46,7 +46,7 @@ func (a *Analysis) Who(ctx context.Context, actions []*cedarpostv1.EntityUid, co
 		}
 	}
 	r := a.cfg.Report
-	r.WhoPairs, r.WhoLeftOut = int32(len(w.tried)), slices.Sorted(maps.Keys(w.left))
+	r.WhoPairs, r.WhoLeftOut, r.WhoChanged = w.decided, slices.Sorted(maps.Keys(w.left)), int32(len(w.found))
 	size := func(x *cedarpostv1.ImpactWho) int32 { return x.GetGained() + x.GetLost() + x.GetFieldsChanged() }
 	r.Who = slices.SortedFunc(maps.Values(w.found), func(x, y *cedarpostv1.ImpactWho) int {
 		return cmp.Or(cmp.Compare(size(y), size(x)), cmp.Compare(wire.UID(x.GetPrincipal()).String(), wire.UID(y.GetPrincipal()).String()))
@@ -71,6 +71,7 @@ type who struct {
 	goOn     func() error
 	readable func(cedar.EntityType) bool
 	tried    map[pair]bool
+	decided  int32                                         // pairs that were decided by both sides
 	found    map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho // by principal and action
 	left     map[string]bool                               // what was left out
 }
@@ -295,6 +296,7 @@ func (w *who) add(p pair, live, proposed outcome) {
 			return
 		}
 	}
+	w.decided++
 	a, b := live.res, proposed.res
 	gained, lost := without(b.Permitted, a.Permitted), without(a.Permitted, b.Permitted)
 	if a.Allowed == b.Allowed && len(gained)+len(lost) == 0 {

@@ -529,7 +529,12 @@ func (f *Follower) Current() (View, error) {
 // follows. If that does not happen within a second, the error is [ErrBehind]; if the view is
 // too old, it is [ErrStale].
 func (f *Follower) AtLeast(ctx context.Context, number int64) (View, error) {
-	return f.await(ctx, freshWait, func(s *Snapshot) bool { return s.Position.Number >= number })
+	return f.AtLeastWithin(ctx, freshWait, number)
+}
+
+// AtLeastWithin is [Follower.AtLeast] with another patience than a second.
+func (f *Follower) AtLeastWithin(ctx context.Context, patience time.Duration, number int64) (View, error) {
+	return f.await(ctx, patience, func(s *Snapshot) bool { return s.Position.Number >= number })
 }
 
 // atPosition is AtLeast for a position that was just read. A revision with the same number

@@ -222,14 +222,18 @@ type ImpactReport struct {
 	PolicyRevision int64 `protobuf:"varint,36,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"`
 	// Stored principals whose outcome for an action changes, those with the most resources first. At most 100.
 	Who []*ImpactWho `protobuf:"bytes,37,rep,name=who,proto3" json:"who,omitempty"`
-	// How many pairs of a principal and a resource were tried.
+	// How many pairs of a principal and a resource were tried, and decided by both.
 	WhoPairs int32 `protobuf:"varint,38,opt,name=who_pairs,json=whoPairs,proto3" json:"who_pairs,omitempty"`
 	// What was not tried, in words. Empty: every stored pair that the policies that differ can concern by their
 	// scopes was tried.
 	WhoLeftOut []string `protobuf:"bytes,39,rep,name=who_left_out,json=whoLeftOut,proto3" json:"who_left_out,omitempty"`
 	// True if the report is of a change that is evaluated beside the live bundle. It has the decisions from
 	// `from` on and before `to`, which moves forward; complete says that the shadow has ended.
-	Shadow        bool `protobuf:"varint,40,opt,name=shadow,proto3" json:"shadow,omitempty"`
+	Shadow bool `protobuf:"varint,40,opt,name=shadow,proto3" json:"shadow,omitempty"`
+	// How many principals there are in `who`, once for each action, with those that are not listed.
+	WhoChanged int32 `protobuf:"varint,41,opt,name=who_changed,json=whoChanged,proto3" json:"who_changed,omitempty"`
+	// Why the report says less than it seems to, in words: nothing was compared, or nothing was tried.
+	Warnings      []string `protobuf:"bytes,42,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -542,6 +546,20 @@ func (x *ImpactReport) GetShadow() bool {
 		return x.Shadow
 	}
 	return false
+}
+
+func (x *ImpactReport) GetWhoChanged() int32 {
+	if x != nil {
+		return x.WhoChanged
+	}
+	return 0
+}
+
+func (x *ImpactReport) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 // ImpactWho is a stored principal whose outcome changes.
@@ -957,7 +975,7 @@ var File_cedarpost_v1_impact_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_impact_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/impact.proto\x12\fcedarpost.v1\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\f\n" +
+	"\x19cedarpost/v1/impact.proto\x12\fcedarpost.v1\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\f\n" +
 	"\fImpactReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x16\n" +
@@ -1004,7 +1022,10 @@ const file_cedarpost_v1_impact_proto_rawDesc = "" +
 	"\twho_pairs\x18& \x01(\x05R\bwhoPairs\x12 \n" +
 	"\fwho_left_out\x18' \x03(\tR\n" +
 	"whoLeftOut\x12\x16\n" +
-	"\x06shadow\x18( \x01(\bR\x06shadow\"\x90\x03\n" +
+	"\x06shadow\x18( \x01(\bR\x06shadow\x12\x1f\n" +
+	"\vwho_changed\x18) \x01(\x05R\n" +
+	"whoChanged\x12\x1a\n" +
+	"\bwarnings\x18* \x03(\tR\bwarnings\"\x90\x03\n" +
 	"\tImpactWho\x125\n" +
 	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidR\tprincipal\x12/\n" +
 	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidR\x06action\x12\x16\n" +
