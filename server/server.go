@@ -112,7 +112,7 @@ type Config struct {
 	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
 	// minutes, negative for not at all.
 	MaxReuse time.Duration
-	// DrainDelay is how long a server that stops goes on to serve while it is not ready, so that load
+	// DrainDelay is how long a server that stops keeps serving while it is not ready, so that load
 	// balancers and clients go elsewhere before its listeners close; default 0.
 	DrainDelay time.Duration
 	// FirstHousekeeping is how long after its start a server first removes old days of the
