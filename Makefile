@@ -93,7 +93,7 @@ access-matrix: postgres ## Call each RPC as each role, and print who may do what
 	@CEDARPOST_ACCESS_MATRIX=1 go test -count 1 -timeout 10m -v -run '^TestAccessMatrix$$' ./server | grep -v '^=== \|level='
 
 .PHONY: telemetry
-telemetry: postgres $(BUILD)/otelcol-$(OTELCOL_VERSION).stamp ## Send telemetry to a real collector of OpenTelemetry, and print a trace of one decision
+telemetry: postgres $(BUILD)/otelcol-$(OTELCOL_VERSION).stamp ## Send telemetry to a real OpenTelemetry collector, and print a trace of one decision
 	CEDARPOST_OTELCOL=$(BUILD)/otelcol/otelcol go test -count 1 -timeout 10m -v -run '^TestRealCollector$$' ./server
 
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
@@ -184,9 +184,6 @@ GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$
 lint: ## Run golangci-lint
 	$(GOLANGCI_LINT) run
 
-.PHONY: check
-check: lint check-generated ## All checks that are not tests
-
 PROMTOOL_STAMP   := $(BUILD)/promtool-$(PROMETHEUS_VERSION).stamp
 PROMETHEUS_STAMP := $(BUILD)/prometheus-$(PROMETHEUS_VERSION).stamp
 
@@ -259,7 +256,7 @@ $(BUILD)/cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION).stamp:
 
 $(BUILD)/otelcol-$(OTELCOL_VERSION).stamp: scripts/otelcol.yaml
 	@mkdir -p $(BIN); rm -f $(BUILD)/otelcol-v*.stamp; \
-	echo "build a collector of OpenTelemetry $(OTELCOL_VERSION)"; \
+	echo "build an OpenTelemetry collector $(OTELCOL_VERSION)"; \
 	GOBIN=$(BIN) go install go.opentelemetry.io/collector/cmd/builder@$(OTELCOL_VERSION); \
 	$(BIN)/builder --config scripts/otelcol.yaml >$(BUILD)/otelcol.log 2>&1 || { tail $(BUILD)/otelcol.log >&2; exit 1; }
 	@touch $@

@@ -56,7 +56,7 @@ func (d *drill) serverFaults() map[string]fault {
 			make: cut, undo: mend,
 		},
 		"CedarpostCallsFail": {
-			what: "The network between server one and Postgres is cut, and callers go on to ask both servers.", done: "The network is back.", on: "one",
+			what: "The network between server one and Postgres is cut, and callers keep asking both servers.", done: "The network is back.", on: "one",
 			make: cut, undo: mend,
 		},
 		"CedarpostStandbyFails": {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Compares the allocations and bytes of each call on the path of a decision with the figures in
 # bench/gate.txt, and fails if one has grown by more than a tenth. These figures hardly depend on the
-# machine. With UPDATE=1 it writes the file. It also fails if a call that is not sampled takes more than 2 %
-# more with traces on than with traces off.
+# machine. With UPDATE=1 it writes the file. It also fails if traces add more than 2 % to the
+# allocations or bytes of a call that is not sampled.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

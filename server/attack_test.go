@@ -20,6 +20,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -27,7 +28,6 @@ import (
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // asks returns a call of the decision plane that needs no data.

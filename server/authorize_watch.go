@@ -23,7 +23,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 		return connect.NewError(connect.CodeResourceExhausted, "this caller watches this server too many times already, or all places are taken; end other watches first")
 	}
 	defer leave()
-	if isClosed(s.stopping) { // before the first message, so that the watcher does not take it for a beginning
+	if isClosed(s.stopping) { // before the first message, which tells the watcher that the watch works
 		return errWatchStopped
 	}
 	w, first, err := s.follower.Watch(ctx, req.GetAfter())

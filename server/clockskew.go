@@ -13,9 +13,9 @@ import (
 const maxSkew = 2 * time.Second
 
 // farSkew is the difference from which on a server is not ready. It is the bound of Kerberos. Beyond it
-// the server would accept tokens and keys that have ended for minutes, or refuse valid ones, and its
-// records would be of another time. It is far above maxSkew because servers that compare themselves
-// with a database whose own clock is wrong become unready together.
+// the server would accept tokens and keys that ended minutes ago, or refuse valid ones, and its records
+// would have wrong times. It is far above maxSkew because all servers become unready together if the
+// clock of the database is wrong.
 const farSkew = 5 * time.Minute
 
 // skew is the difference between the clocks of this server and of the database. It is

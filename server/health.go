@@ -10,13 +10,13 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/cedarpost/cedarpost/internal/pause"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 const (
@@ -150,7 +150,7 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 
 // opsHandler serves what the configuration has not switched off of /livez, /readyz and /startupz,
 // /metrics for Prometheus, and /debug/pprof/. On a loopback address it also serves what a support
-// bundle has.
+// bundle asks for.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	if !s.cfg.NoMetrics {

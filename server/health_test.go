@@ -16,12 +16,12 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/jackc/pgx/v5"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // waiting returns how many sessions wait for a lock.

@@ -45,7 +45,8 @@ func newCallMetrics(r prometheus.Registerer) *callMetrics {
 			Name: "cedarpost_authentication_failures_total", Help: "Calls and TLS handshakes whose caller could not be authenticated, by reason."}, []string{"reason"}),
 		refused: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_rights_refused_total", Help: "Calls to which the caller has no right, by procedure."}, []string{"procedure"}),
-	} // So that they are there from the start.
+	}
+	// So that each metric has a series from the start.
 	m.unauthenticated.WithLabelValues("unknown key")
 	m.seconds.WithLabelValues(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure)
 	m.refused.WithLabelValues(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure)
@@ -93,7 +94,7 @@ func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
 		Buckets: prometheus.ExponentialBuckets(0.00001, 2, 20)}, []string{"stage"})
 	return &decisionMetrics{
 		decisions: newDecisionCounter(with.NewCounterVec(prometheus.CounterOpts{
-			Name: "cedarpost_decisions_total", Help: "Recorded decisions by action, by outcome and by the check that denied. Of more than 256 actions since the start, the later ones are other."}, []string{"action", "decision", "denied_at"})),
+			Name: "cedarpost_decisions_total", Help: "Recorded decisions by action, by outcome and by the check that denied. 256 actions have labels of their own, and those that come later are other."}, []string{"action", "decision", "denied_at"})),
 		load:   stage{"load", stages.WithLabelValues("load")},
 		decide: stage{"decide", stages.WithLabelValues("decide")},
 		record: stage{"record", stages.WithLabelValues("record")},

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	maxActionLabels = 256     // actions that are counted apart, since the start
+	maxActionLabels = 256     // actions that have labels of their own, since the start
 	otherActions    = "other" // the label of all others
 )
 
@@ -29,7 +29,7 @@ type decisionCounter struct {
 type actionName struct{ typ, id string }
 
 type decisionOutcome struct {
-	action   actionName // the zero value: all others
+	action   actionName // the zero value: all other actions
 	allowed  bool
 	deniedAt cedarpostv1.DeniedAt
 }
@@ -56,7 +56,7 @@ func (c *decisionCounter) count(action *cedarpostv1.EntityUid, allowed bool, den
 	counter.Inc()
 }
 
-// add makes a counter.
+// add makes the counter of an outcome, or finds the one that another call has made.
 func (c *decisionCounter) add(o decisionOutcome) prometheus.Counter {
 	c.mu.Lock()
 	defer c.mu.Unlock()

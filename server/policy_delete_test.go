@@ -319,7 +319,7 @@ func TestAttackWritesRaceSchema(t *testing.T) {
 	t.Logf("attack: an entity is written while its schema goes: the later of the two is refused, %d of %d", refused, 2*len(races))
 }
 
-// A bundle begins to use a type while its bundle stops to export it, and while that bundle is deleted: never
+// A bundle begins to use a type while its bundle stops exporting it, and while that bundle is deleted: never
 // do both happen.
 func TestAttackUseRacesExport(t *testing.T) {
 	t.Parallel()

@@ -38,7 +38,7 @@ type reason struct {
 }
 
 // reasons returns all reasons why the server cannot decide now, or why clients cannot reach it. It
-// asks only the memory of this process, so every probe may call it.
+// reads only the memory of this process, so every probe may call it.
 func (r *readiness) reasons() (list []reason) {
 	add := func(name string, err error) {
 		if err != nil {
@@ -95,7 +95,7 @@ func (s *Server) serveHealth(mux *http.ServeMux) {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		s.health(s.ready.reasons(), "ready").write(w, r)
 	})
-	// Afterwards it stays ok, so that a probe of the start never restarts a server that has started.
+	// Once it was ok it stays so, so that a probe of the start never restarts a server that has started.
 	mux.HandleFunc("GET /startupz", func(w http.ResponseWriter, r *http.Request) {
 		reasons := s.ready.reasons()
 		if len(reasons) == 0 {
@@ -108,7 +108,8 @@ func (s *Server) serveHealth(mux *http.ServeMux) {
 	})
 }
 
-// healthReport is the answer of /readyz and /startupz.
+// healthReport is the answer of /readyz and /startupz. Of /startupz, Ready means that the server was ready
+// once.
 type healthReport struct {
 	Ready    bool     `json:"ready"`
 	Reasons  []reason `json:"reasons"`
@@ -130,7 +131,7 @@ func (h healthReport) write(w http.ResponseWriter, r *http.Request) {
 	var body []byte
 	kind := "application/json"
 	if r.URL.Query().Get("format") == "json" || strings.Contains(r.Header.Get("Accept"), kind) {
-		body, _ = json.Marshal(h) // it has only texts
+		body, _ = json.Marshal(h) // cannot fail: it has only texts
 		body = append(body, '\n')
 	} else {
 		kind, body = "text/plain; charset=utf-8", []byte(h.text())
@@ -159,7 +160,7 @@ func (h healthReport) text() string {
 	return b.String()
 }
 
-// readyMetrics has one view of the reasons for each scrape, so that its two metrics agree.
+// readyMetrics asks for the reasons once for each scrape, so that its two metrics agree.
 type readyMetrics struct {
 	ready      *readiness
 	is, reason *prometheus.Desc

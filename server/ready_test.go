@@ -95,7 +95,7 @@ func TestAllReasonsAtOnce(t *testing.T) {
 	servertest.MustExec(t, locker, "rollback")
 }
 
-// A probe of the start fails until the server was ready once, and never again.
+// The probe of the start fails until the server was ready once, and never after that.
 func TestStartIsOverOnce(t *testing.T) {
 	t.Parallel() // it takes long
 	skewed, set := skewedClock(t, storetest.New(t))

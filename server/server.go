@@ -112,7 +112,7 @@ type Config struct {
 	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
 	// minutes, negative for not at all.
 	MaxReuse time.Duration
-	// DrainDelay is how long a server that stops goes on to serve while it is not ready, so that load
+	// DrainDelay is how long a server that stops keeps serving while it is not ready, so that load
 	// balancers and clients go elsewhere before its listeners close; default 0.
 	DrainDelay time.Duration
 	// FirstHousekeeping is how long after its start a server first removes old days of the
@@ -468,9 +468,10 @@ func (s *Server) Addr(plane string) string {
 func (s *Server) Gatherer() prometheus.Gatherer { return s.registry }
 
 // Run serves until ctx ends or a listener fails. It returns nil if ctx ended, and else the error of the
-// listener. A server that stops first says so, for [Config.DrainDelay], to those who ask whether it is
-// ready, ends all watches, and asks the caller of each call to use another connection. Then it closes its
-// listeners, lets calls in flight finish, commits what is queued, and gives up its locks of the database.
+// listener. When ctx ends, the server is not ready any more, and ends all watches. For [Config.DrainDelay]
+// it still takes connections and answers calls, and each answer is the last one of its connection. Then it
+// closes its listeners, lets calls in flight finish, commits what is queued, and gives up its locks of the
+// database.
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup

@@ -10,8 +10,8 @@ import (
 )
 
 // serveSupport adds what cedarpost support-bundle asks for: how the server was started, its newest
-// warnings and errors, and its goroutines. Like profiles they are only for this machine: log lines have
-// names of callers and addresses. They have no secret.
+// warnings and errors, and its goroutines. Like profiles these are only for this machine, because log lines
+// have names of callers and addresses. They have no secrets.
 func (s *Server) serveSupport(mux *http.ServeMux) {
 	handle := func(path, kind string, h http.HandlerFunc) {
 		mux.Handle("GET /debug/"+path, onlyForLoopback(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

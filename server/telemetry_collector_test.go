@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
 // A real collector takes all that is sent, over HTTP and over gRPC. make telemetry builds it, and runs
@@ -126,7 +127,7 @@ service:
 		}
 		return string(printed)
 	}
-	waitFor(t, "the collector is ready", func() bool { return strings.Contains(read(), "Everything is ready") })
+	servertest.Eventually(t, "the collector is ready", func() bool { return strings.Contains(read(), "Everything is ready") })
 	return "http://" + l.Addr().String(), func() string { end(); return read() }
 }
 

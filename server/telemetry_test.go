@@ -2,7 +2,6 @@ package server_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -28,8 +27,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// traced starts a server with the shop, and with the telemetry that the environment asks for. All of its statements
-// and log lines are part of it.
+// traced starts a server with the shop, and with the telemetry that the environment asks for, also of its
+// statements and log lines.
 func traced(t *testing.T) (*servertest.Server, *telemetry.Telemetry) {
 	t.Helper()
 	local := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -224,27 +223,15 @@ func askShop(t *testing.T, s *servertest.Server, user string) {
 	}
 }
 
+// scrape asks for the metrics in a format.
 func scrape(t *testing.T, ops, accept string) (text, kind string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, ops+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Accept", accept)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(body), res.Header.Get("Content-Type")
+	r := send(t, http.MethodGet, ops+"/metrics", "Accept", accept)
+	return r.body, r.header.Get("Content-Type")
 }
 
 // A collector that is away, or that takes connections and never answers, delays no call, and nothing
-// grows: what does not fit into the queue is dropped. Nor does a Prometheus that asks often.
+// grows: what does not fit into the queue is dropped. A Prometheus that asks often delays no call either.
 func TestCollectorIsAway(t *testing.T) {
 	hangs, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -280,7 +267,7 @@ func TestCollectorIsAway(t *testing.T) {
 				}
 			}
 			if name == "away" {
-				waitFor(t, "a failure is counted", func() bool {
+				servertest.Eventually(t, "a failure is counted", func() bool {
 					text, _ := scrape(t, s.Ops, "text/plain")
 					return regexp.MustCompile(`cedarpost_telemetry_failures_total\{signal="(traces|metrics)"\} [1-9]`).MatchString(text)
 				})
@@ -294,18 +281,5 @@ func TestCollectorIsAway(t *testing.T) {
 				t.Error("Close does not end")
 			}
 		})
-	}
-}
-
-func waitFor(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	for !done() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("not within two minutes: %s", what)
-		case <-time.After(20 * time.Millisecond):
-		}
 	}
 }

@@ -16,11 +16,11 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// tracerName is the name of what makes the spans of this package.
+// tracerName is the instrumentation scope of the spans of this package.
 const tracerName = "github.com/cedarpost/cedarpost/server"
 
-// tracing begins the spans of calls. A call that is not sampled costs three small allocations, and
-// nothing of what follows looks at it again.
+// tracing begins the spans of calls. A call that is not sampled costs three small allocations. Its
+// context has no span, so the stages and the store do no more work for it.
 type tracing struct {
 	tracer  trace.Tracer
 	options sync.Pool // of *[2]trace.SpanStartOption: the kind, and the start of one call
@@ -37,8 +37,8 @@ func newTracing(p trace.TracerProvider) *tracing {
 }
 
 // begin begins the span of an authenticated call, as a child of the caller's. The context that it
-// returns has the span only if the call is sampled. traceID is that of the caller, or of the span, or
-// is not valid. t may be nil.
+// returns has the span only if the call is sampled. traceID is that of the span, else that of the
+// caller's headers; without both it is not valid. t may be nil.
 func (t *tracing) begin(ctx context.Context, header http.Header, spec connect.Spec, began time.Time, caller string) (_ context.Context, span trace.Span, traceID trace.TraceID) {
 	parent := ctx
 	if len(header["Traceparent"]) > 0 {
@@ -116,7 +116,7 @@ func endCall(span trace.Span, header http.Header, err error) {
 	}
 	switch code {
 	case connect.CodeUnknown, connect.CodeDeadlineExceeded, connect.CodeUnimplemented, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss:
-		span.SetStatus(codes.Error, code.String()) // else it is not the fault of the server
+		span.SetStatus(codes.Error, code.String()) // other codes are not the fault of the server
 	}
 	span.End()
 }

@@ -18,8 +18,8 @@ const (
 	ByPolicy
 	ByOutcome
 	ByResource
-	// ByField counts a decision once for each field that it permitted or denied: then it is the field
-	// that was allowed or denied.
+	// ByField counts a decision once for each field that it permitted or denied. Allowed and Denied then
+	// count what it said about the field.
 	ByField
 )
 

@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Facts say what a database is, for a bug report. They have no row of a table of Cedarpost but the
+// Facts describe a database for a bug report. Of what is in the tables of Cedarpost they have only the
 // numbers of migrations.
 type Facts struct {
 	ServerVersion string    `json:"server_version"`
@@ -19,7 +19,7 @@ type Facts struct {
 	Bytes   int64   `json:"bytes"`
 	// Settings are those of the database server that Cedarpost depends on.
 	Settings map[string]string `json:"settings"`
-	// Tables are the largest ones. Those of the log have all of their days.
+	// Tables are the largest ones.
 	Tables []TableFacts `json:"tables"`
 	// Sessions is the number of sessions of the database by state and by the type of event that they
 	// wait for.

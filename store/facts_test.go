@@ -8,7 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// The facts of a database are had by the login of a server, and of a database without tables, too.
+// The login of a server can read the facts of a database, also of one without tables.
 func TestDescribeDatabase(t *testing.T) {
 	databaseURL := storetest.New(t)
 	for _, url := range []string{databaseURL, storetest.Login(t, databaseURL, "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")} {

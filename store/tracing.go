@@ -15,8 +15,8 @@ import (
 )
 
 // queryTracer makes spans of the statements of calls that are sampled: with the SQL text, and
-// without parameters. It gives everything else to nobody, because otelpgx takes memory for each
-// statement of a call that is not sampled, too.
+// without parameters. It does not pass other statements to otelpgx, which would allocate for each of
+// them.
 type queryTracer struct{ spans *otelpgx.Tracer }
 
 // newQueryTracer returns a tracer for connections, or nil if there is no provider.
@@ -30,8 +30,8 @@ func newQueryTracer(p trace.TracerProvider) pgx.QueryTracer {
 
 func sampled(ctx context.Context) bool { return trace.SpanFromContext(ctx).IsRecording() }
 
-// errorClass returns an error with no other text than its class, because the text of Postgres can have
-// values of the statement.
+// errorClass returns an error that says only of which class err is, because an error text of Postgres can
+// contain values of the statement.
 func errorClass(err error) error {
 	var state *pgconn.PgError
 	switch {
@@ -149,8 +149,8 @@ func (t queryTracer) TraceAcquireEnd(ctx context.Context, p *pgxpool.Pool, d pgx
 	}
 }
 
-// traceAppend begins the span of a commit to the log, which goes past the statements of pgx. It is nil
-// if no call of the batch is sampled.
+// traceAppend begins the span of a commit to the log, which queryTracer does not see because it does not
+// use the query methods of pgx. The span is nil if no call of the batch is sampled.
 func traceAppend(ctx context.Context) trace.Span {
 	parent := trace.SpanFromContext(ctx)
 	if !parent.IsRecording() {
@@ -161,7 +161,7 @@ func traceAppend(ctx context.Context) trace.Span {
 	return span
 }
 
-// endAppend ends it.
+// endAppend ends the span of traceAppend; nil: there is none.
 func endAppend(span trace.Span, err error) {
 	if span == nil {
 		return

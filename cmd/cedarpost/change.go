@@ -33,7 +33,7 @@ const editBytes = 3 << 20
 // bundleFolder is a bundle folder whose files are the new state of a bundle.
 type bundleFolder struct {
 	dir, name string
-	json      bool // findings are printed as JSON, too
+	json      bool // print findings as JSON, too
 }
 
 // edits returns the edits that make the folder of a version, and that version: 0 if there is none. live
@@ -439,7 +439,7 @@ func (a *approveChangeCmd) Run(ctx context.Context, c *console) error {
 	if err := c.printChange(res.GetChange(), a.json()); err != nil || a.json() {
 		return err
 	}
-	// The approval may not count, such as one without a report.
+	// An approval can be without effect, for example if the bundle requires a report and it names none.
 	now, err := call(ctx, admin, admin.policies().GetChange, &cedarpostv1.GetChangeRequest{Id: a.ID})
 	for _, b := range now.GetBlockedBy() {
 		c.pair("blocked", b)

@@ -44,7 +44,7 @@ type checked struct {
 	NotRun   int            `json:"testsNotRun,omitempty"` // tests of a bundle that does not compile, or not with the others
 	Proof    *proof         `json:"proof,omitempty"`
 	Ignored  []string       `json:"ignored"`
-	compiled bool
+	compiled bool           // together with the others
 }
 
 type testOutcome struct {
@@ -170,8 +170,8 @@ var undeclared = regexp.MustCompile("(?:undefined (?:entity )?type \"|unrecogniz
 
 const namespaced = `[A-Za-z_0-9]+(?:::[A-Za-z_0-9]+)*`
 
-// elsewhere adds to a finding about a type of a namespace that none of the folders has that another folder may
-// declare it.
+// elsewhere adds a hint to a finding about a type whose namespace is in none of the folders: another folder
+// may declare it.
 func elsewhere(list []checked, f finding) finding {
 	m := undeclared.FindStringSubmatch(f.Message)
 	if m == nil {
@@ -237,7 +237,7 @@ func (f *checked) failed() int {
 	return n
 }
 
-// notRun says what was left out because the bundle does not compile with the others.
+// notRun says what was left out because the bundles do not compile together.
 func (f *checked) notRun() string {
 	if f.NotRun == 0 {
 		return "not checked to the end"

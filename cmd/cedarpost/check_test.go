@@ -78,7 +78,7 @@ func TestCheckTogether(t *testing.T) {
 	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
 }
 
-// Tests that are not run, because another folder is not valid, are not taken for tests that there are not.
+// If another folder is not valid, the output says how many tests were not run, and not that there are none.
 func TestCheckTogetherWithInvalid(t *testing.T) {
 	sh := newShell()
 	shop := shopCopy(t, map[string]string{"tests.yaml": failingTest})

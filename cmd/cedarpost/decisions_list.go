@@ -42,7 +42,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, k *kong.Context, c *console)
 		return misuse("--limit must not be negative")
 	}
 	if l.Follow && l.After != "" {
-		return misuse("--after cannot be given with --follow: --since begins at a time")
+		return misuse("--after cannot be given with --follow; --since says where it begins")
 	}
 	if l.Follow && onCommandLine(k, "limit") {
 		return misuse("--limit cannot be given with --follow, which shows decisions until it is interrupted")

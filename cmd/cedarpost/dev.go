@@ -44,9 +44,9 @@ type devCmd struct {
 
 // Help is the long help of dev.
 func (*devCmd) Help() string {
-	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. With folders, it publishes these instead, and imports the entities.json of a bundle that is new; with --watch it does so again for what you save, and shows what is wrong on stderr. Callers who ask as before may then break, and no approvals are needed.
+	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. With folders, it publishes these instead, and imports the entities.json of a bundle that is new; with --watch it does so again for what you save, and shows what is wrong on stderr. Publishing in this way needs no approvals, and may break callers that ask as before.
 
-It then writes dev.env into the folder, for other shells and programs,
+It then writes dev.env into the data folder, for other shells and programs,
 
   . .cedarpost/dev.env
   cedarpost authorize --principal Shop::User::bob --action Shop::Action::ViewOrder --resource Shop::Order::42 --context '{"mfa":false}' --fields all

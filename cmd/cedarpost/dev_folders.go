@@ -16,8 +16,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// watchInterval is how often the folders are looked at. Looking works on every file system, and editors
-// that replace a file by another one need no care.
+// watchInterval is how often the folders are looked at. Unlike notifications, this works on every file system,
+// and also if an editor replaces a file by another one.
 const watchInterval = 300 * time.Millisecond
 
 // devFolders publishes bundle folders to the server of dev.
@@ -90,8 +90,8 @@ func (d *devFolders) publishOne(ctx context.Context, dir string) error {
 	return nil
 }
 
-// importChanged stores the entities of a bundle if it is new, if nothing is stored because an earlier dev
-// was stopped before, or if they have changed since they were read.
+// importChanged stores the entities of a bundle if it is new, if they have changed since they were read, or if
+// no entity is stored because an earlier dev was stopped before it could. It reports whether it stored them.
 func (d *devFolders) importChanged(ctx context.Context, b *bundle.Bundle, fresh bool) (bool, error) {
 	before, known := d.entities[b.Name]
 	switch {

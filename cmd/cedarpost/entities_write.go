@@ -24,7 +24,7 @@ func (f conditionFlags) precondition() *cedarpostv1.Precondition {
 	return &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: &cedarpostv1.Revision{Token: f.IfRevision}}}
 }
 
-// writeEntities writes operations as a whole, and prints the revision.
+// writeEntities makes all changes in one write, and prints its revision.
 func writeEntities(ctx context.Context, c *console, a adminFlags, o outputFlags, operations ...*cedarpostv1.EntityOperation) error {
 	admin, err := a.dial()
 	if err != nil {
@@ -38,7 +38,7 @@ func writeEntities(ctx context.Context, c *console, a adminFlags, o outputFlags,
 		return c.message(res)
 	}
 	if res.GetChanged() == 0 {
-		fmt.Fprintln(c.out, "nothing changed: it was so already")
+		fmt.Fprintln(c.out, "nothing changed: it is stored like this already")
 	} else {
 		fmt.Fprintf(c.out, "changed %s\n", count(res.GetChanged(), "entity", "entities"))
 	}
@@ -52,7 +52,7 @@ type putEntityCmd struct {
 	Attrs   string `help:"Its attributes as a JSON object, or @FILE. Entities in it are like {\"__entity\": {\"type\": \"Shop::User\", \"id\": \"bob\"}}." placeholder:"JSON"`
 	Tags    string `help:"Its tags as a JSON object, or @FILE." placeholder:"JSON"`
 	Parents []uid  `name:"parent" help:"A group that it is in; repeat the flag for several." placeholder:"UID"`
-	New     bool   `help:"Only if it is not stored yet." xor:"condition"`
+	New     bool   `help:"Only if it is not stored yet."`
 	conditionFlags
 	adminFlags
 }

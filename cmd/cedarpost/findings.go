@@ -66,8 +66,7 @@ func findingsFromError(err error) []finding {
 	return out
 }
 
-// distinct leaves out findings that are the same in all parts, such as those of a type that a declaration
-// uses twice.
+// distinct leaves out repeated findings, such as those about a type that a declaration uses twice.
 func distinct(list []finding) []finding {
 	seen := map[finding]bool{}
 	out := []finding{}

@@ -33,11 +33,11 @@ func (h *healthCmd) Run(ctx context.Context, c *console) error {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(h.OpsURL, "/")+"/readyz", http.NoBody)
-	if err == nil && h.json() {
-		req.Header.Set("Accept", "application/json")
-	}
 	if err != nil {
 		return misuse("%q is not a URL like http://127.0.0.1:9090 (see %s)", h.OpsURL, opsEnv)
+	}
+	if h.json() {
+		req.Header.Set("Accept", "application/json")
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {

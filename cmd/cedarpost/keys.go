@@ -211,7 +211,7 @@ type rotateKeyCmd struct {
 
 // Help is the long help of keys rotate.
 func (*rotateKeyCmd) Help() string {
-	return `The old key goes on to work, so that the programs of the caller can change over one by one. When "cedarpost keys list" shows that nobody uses it any more, end it with "cedarpost keys revoke --id ID".`
+	return `The old key keeps working, so that the programs of the caller can change over one by one. When "cedarpost keys list" shows that nobody uses it any more, end it with "cedarpost keys revoke --id ID".`
 }
 
 // Run makes the second key.

@@ -137,7 +137,7 @@ func dropEmptySettings() {
 	}
 }
 
-// word reads one of some words, in any case, into a string.
+// word reads the value of a flag that takes one of a few words, in upper or lower case.
 func word(ctx *kong.DecodeContext, target reflect.Value) error {
 	var given string
 	if err := ctx.Scan.PopValueInto("word", &given); err != nil {

@@ -78,8 +78,8 @@ func (e *end) UnmarshalText(text []byte) error {
 // timestamp returns nil if no end is given.
 func (e end) timestamp() *timestamppb.Timestamp { return moment(e).timestamp() }
 
-// span is a duration in flags, the environment and the YAML file: in Go's syntax, with days in
-// front.
+// span is a duration in flags, the environment and the YAML file: in Go's syntax, with weeks and
+// days in front.
 type span time.Duration
 
 // day is the unit d of a span.

@@ -112,8 +112,8 @@ func (c *console) table(rows [][]string) {
 	}
 }
 
-// more says on the error output that a list ended before its end, and how to go on. token is that of the
-// next page; none: there is no more. times are the filters by time, in pairs of flag and value.
+// more says on the error output that a list is not complete, and how to go on. token is that of the next
+// page, or "" if there is none. times are the filters by time, in pairs of flag and value.
 func (c *console) more(token string, times ...string) {
 	if token == "" {
 		return

@@ -32,7 +32,7 @@ type serveCmd struct {
 	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	IssuersFile         string   `help:"YAML file with the OpenID Connect issuers whose access tokens callers may send. It is read again when it changes." env:"CEDARPOST_ISSUERS_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600). Leave it out, and remove the file, when other operators have keys." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	DrainDelay          span     `help:"How long a server that is told to stop goes on to serve while it is not ready, so that load balancers and clients go elsewhere first; longer than they need to notice (default ${default})." env:"CEDARPOST_DRAIN_DELAY" default:"5s" placeholder:"DURATION" group:"server"`
+	DrainDelay          span     `help:"How long a server that is told to stop keeps serving while it is not ready, so that load balancers and clients go elsewhere first; longer than they need to notice (default ${default})." env:"CEDARPOST_DRAIN_DELAY" default:"5s" placeholder:"DURATION" group:"server"`
 	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
 	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }

@@ -37,13 +37,13 @@ type supportCmd struct {
 
 // Help is the long help of support-bundle.
 func (*supportCmd) Help() string {
-	return `Writes one archive for a bug report: the versions of this command and of the server, the settings that the server was started with (without secrets), its health, its metrics, its newest warnings and errors, a dump of its goroutines, and, if a database is given, facts about it: version, migrations, settings, sizes of tables. MANIFEST.json says what is in it, and what could not be had and why.
+	return `Writes one archive for a bug report: the versions of this command and of the server, the settings that the server was started with (without secrets), its health, its metrics, its newest warnings and errors, a dump of its goroutines, and, if a database is given, facts about it: version, migrations, settings, sizes of tables. MANIFEST.json says what is in it, and what is missing and why.
 
 The server gives settings, errors and goroutines only if its operations listener is on a loopback address, so run the command on its machine, or in its container.
 
 What looks like a key, a token or a password is replaced by ***. Names of callers and addresses stay in: read the archive before you give it away.
 
-Exits with 0 if everything was had, and with 6 if something is missing in the archive.`
+Exits with 0 if the archive is complete, and with 6 if something is missing.`
 }
 
 // supportFile is one file of the archive, or why there is none.
@@ -52,7 +52,7 @@ type supportFile struct {
 	From  string `json:"from"`
 	Bytes int    `json:"bytes"`
 	Cut   bool   `json:"cut,omitempty"` // it was longer
-	// Missing is why it could not be had, or "".
+	// Missing is why the file is missing, or "".
 	Missing string `json:"missing,omitempty"`
 	content []byte
 }
@@ -173,25 +173,21 @@ func (f *supportFile) finish(err error) {
 	f.Bytes = len(f.content)
 }
 
-// secretTexts match what looks like a secret. What a server gives has none, so this is a second line of
-// defense. The first group stays.
+// secretTexts match what looks like a secret. The server leaves secrets out already, so this is a second
+// line of defense. The groups stay.
 var secretTexts = []*regexp.Regexp{
-	regexp.MustCompile(`()cdp_[A-Za-z0-9_-]{8,}`), // an API key
+	regexp.MustCompile(`cdp_[A-Za-z0-9_-]{8,}`), // an API key
 	regexp.MustCompile(`(?i)(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`),
-	regexp.MustCompile(`()\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`),                           // a JSON Web Token
-	regexp.MustCompile(`(\b[a-z][a-z0-9+.-]*://[^\s:/@"']*:)[^\s@"']+@`),                                  // a URL with a password
+	regexp.MustCompile(`\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`),                             // a JSON Web Token
+	regexp.MustCompile(`(\b[a-z][a-z0-9+.-]*://[^\s:/@"']*:)[^\s@"']+(@)`),                                // a URL with a password
 	regexp.MustCompile(`(?i)((?:password|passwd|secret|token|authorization)"?\s*[=:]\s*"?)[^\s"&,;]{3,}`), // password=…, "token": "…"
 	regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?-----END [A-Z ]*PRIVATE KEY-----`),
 }
 
 // scrub replaces what looks like a secret by ***.
 func scrub(text string) string {
-	for i, re := range secretTexts {
-		with := "${1}***"
-		if i == 3 {
-			with += "@"
-		}
-		text = re.ReplaceAllString(text, with)
+	for _, re := range secretTexts {
+		text = re.ReplaceAllString(text, "${1}***${2}")
 	}
 	return text
 }

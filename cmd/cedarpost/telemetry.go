@@ -15,10 +15,10 @@ import (
 )
 
 // telemetryHelp is the part about telemetry in the long help of serve.
-const telemetryHelp = `Traces, metrics and log lines go to a collector of OpenTelemetry if the standard variables ask for it: OTEL_EXPORTER_OTLP_ENDPOINT for all three, OTEL_TRACES_SAMPLER for how many calls are traced. docs/operations.md, section Telemetry, has all of them.`
+const telemetryHelp = `Traces, metrics and log lines go to an OpenTelemetry collector if the standard variables ask for it: OTEL_EXPORTER_OTLP_ENDPOINT for all three, OTEL_TRACES_SAMPLER for how many calls are traced. docs/operations.md, section Telemetry, has all of them.`
 
-// surviveClosedPipe makes writes to a stdout or stderr that nobody reads any more fail. Without it
-// such a write ends the process.
+// surviveClosedPipe makes writes to stdout or stderr fail if their reader is gone. Without it such a write
+// ends the process with SIGPIPE.
 func surviveClosedPipe() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // observed is the telemetry of a serving process.

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/cedarpost/cedarpost/server/telemetry/telemetrytest"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -64,12 +63,10 @@ func TestServeSendsTelemetry(t *testing.T) {
 	lost := regexp.MustCompile(`cedarpost_log_lines_lost_total [1-9]`)
 	refused := func() { stranger.exits(t, codeFailed, says("unauthenticated"), ask("ViewOrder", "42")...) }
 	refused()
-	for deadline := time.Now().Add(2 * time.Minute); !lost.MatchString(scrape(t, d.url("ops")+"/metrics")); {
+	eventually(t, "a line is lost", func() bool {
 		refused()
-		if time.Now().After(deadline) {
-			t.Fatal("no line is lost")
-		}
-	}
+		return lost.MatchString(scrape(t, d.url("ops")+"/metrics"))
+	})
 	client.exits(t, 0, says("shop: published"), "apply", "../../policies/shop")
 	client.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
 	client.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)

@@ -60,11 +60,11 @@ type place struct {
 	daemon *daemon
 }
 
-// loadCaller asks without a pause, and counts.
+// loadCaller asks again and again, and counts.
 type loadCaller struct {
 	name                 string
 	calls, failed, stale atomic.Int64
-	ask                  func(context.Context, *freshness, int) (id string, allowed bool, revision int64, err error)
+	ask                  func(context.Context, *freshness) (id string, allowed bool, revision int64, err error)
 }
 
 // freshness is the newest write: who may do what since then.
@@ -77,7 +77,7 @@ type freshness struct {
 // unknownRevision is the revision of an answer of the SDK, which does not say its number.
 const unknownRevision = -1
 
-// pace is the time between two calls of one worker. The machine does other things, too.
+// pace is the time between two calls of one worker. It leaves time to the servers on a small machine.
 const pace = 2 * time.Millisecond
 
 // newFleet starts two servers of a binary on a database that is migrated. load starts the load.
@@ -147,10 +147,10 @@ func (f *fleet) load() {
 	f.writes.name = "writes behind the balancer"
 	eventually(f.t, "the server of the writer has applied the schema", func() bool { return f.write(writer, true) == nil })
 	for _, c := range f.callers {
-		for worker := range 3 {
+		for range 3 {
 			f.running.Go(func() {
-				for n := worker; !f.over(); n += 3 {
-					f.askOne(c, n)
+				for !f.over() {
+					f.askOne(c)
 					time.Sleep(pace)
 				}
 			})
@@ -176,13 +176,12 @@ func (f *fleet) over() bool {
 	}
 }
 
-// askOne makes one call, and looks at its answer: it is of the newest write from before the call, or of
-// a later one.
-func (f *fleet) askOne(c *loadCaller, n int) {
+// askOne makes one call, and checks that its answer knows of the newest write from before the call.
+func (f *fleet) askOne(c *loadCaller) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	began, before := f.writing.Load(), f.fresh.Load()
-	id, allowed, revision, err := c.ask(ctx, before, n)
+	id, allowed, revision, err := c.ask(ctx, before)
 	c.calls.Add(1)
 	if err != nil {
 		f.fails(c, err)
@@ -205,14 +204,14 @@ func (f *fleet) fails(c *loadCaller, err error) {
 }
 
 // sdk returns questions by the client of the SDK, with its cache or without one.
-func (f *fleet) sdk(cacheBytes int64, servers ...string) func(context.Context, *freshness, int) (string, bool, int64, error) {
+func (f *fleet) sdk(cacheBytes int64, servers ...string) func(context.Context, *freshness) (string, bool, int64, error) {
 	client, err := cedarpost.New(cedarpost.Config{Servers: servers, Token: f.key, Timeout: time.Minute, MaxStaleness: 30 * time.Second, CacheBytes: cacheBytes,
 		Log: slog.New(slog.NewTextHandler(f.lines, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	f.clients = append(f.clients, client)
-	return func(ctx context.Context, fresh *freshness, _ int) (string, bool, int64, error) {
+	return func(ctx context.Context, fresh *freshness) (string, bool, int64, error) {
 		r, err := client.Authorize(ctx, cedarpost.Check{
 			Principal: cedarpost.UID("Shop::User", "dave"), Action: cedarpost.UID("Shop::Action", "ViewOrder"), Resource: cedarpost.UID("Shop::Order", "42"),
 			Context: map[string]any{"mfa": true}, AtLeastAsFresh: fresh.token,
@@ -225,13 +224,13 @@ func (f *fleet) sdk(cacheBytes int64, servers ...string) func(context.Context, *
 }
 
 // grpc returns questions by a client of gRPC.
-func (f *fleet) grpc() func(context.Context, *freshness, int) (string, bool, int64, error) {
+func (f *fleet) grpc() func(context.Context, *freshness) (string, bool, int64, error) {
 	return f.questions(cedarpostv1connect.NewAuthorizationServiceClient(f.client(f.decision.url(), connecthttp.WithGRPC())))
 }
 
 // questions returns questions by a client without retries.
-func (f *fleet) questions(client cedarpostv1connect.AuthorizationServiceClient) func(context.Context, *freshness, int) (string, bool, int64, error) {
-	return func(ctx context.Context, fresh *freshness, _ int) (string, bool, int64, error) {
+func (f *fleet) questions(client cedarpostv1connect.AuthorizationServiceClient) func(context.Context, *freshness) (string, bool, int64, error) {
+	return func(ctx context.Context, fresh *freshness) (string, bool, int64, error) {
 		req := servertest.AskShop("dave", "ViewOrder", "42", true)
 		req.Consistency = &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: fresh.token}}}
 		r, err := client.Authorize(ctx, req)
@@ -241,12 +240,11 @@ func (f *fleet) questions(client cedarpostv1connect.AuthorizationServiceClient) 
 
 // http1 returns questions over HTTP/1.1, by a client that never sends a call again. A server that stops
 // has no way to refuse a call on such a connection that it closes while the call arrives.
-func (f *fleet) http1() func(context.Context, *freshness, int) (string, bool, int64, error) {
+func (f *fleet) http1() func(context.Context, *freshness) (string, bool, int64, error) {
 	f.t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 8}
 	f.t.Cleanup(transport.CloseIdleConnections)
-	client := cedarpostv1connect.NewAuthorizationServiceClient(f.plain(&http.Client{Transport: transport}, f.decision.url()))
-	return f.questions(client)
+	return f.questions(cedarpostv1connect.NewAuthorizationServiceClient(f.plain(&http.Client{Transport: transport}, f.decision.url())))
 }
 
 // write gives dave the role of a manager, or takes it away.
@@ -382,7 +380,7 @@ func TestUpgradeFromPreviousRelease(t *testing.T) {
 	f := newFleet(t, pg.URL(), sh)
 	// No HTTP/1.1: the previous release has no --drain-delay.
 	f.load()
-	oldShell, newShell := f.shell, f.shell.of(binary)
+	oldShell, thisShell := f.shell, f.shell.of(binary)
 	f.goesOn(50)
 	for n, step := range stepsOf(t, pg.URL()) {
 		t.Logf("migration %s, while servers of the previous release run", step.name)
@@ -391,11 +389,11 @@ func TestUpgradeFromPreviousRelease(t *testing.T) {
 		publish(t, oldShell.with("CEDARPOST_ADMIN_URL="+f.admin.url()), n)
 		f.replace(n%2, oldShell) // it also starts on this schema
 	}
-	newShell.exits(t, 0, nil, "migrate") // compares the schema
+	thisShell.exits(t, 0, nil, "migrate") // compares the schema
 	for _, to := range []struct {
 		name string
 		*shell
-	}{{"this release", newShell}, {"the previous release", oldShell}} {
+	}{{"this release", thisShell}, {"the previous release", oldShell}} {
 		for i := range f.places {
 			t.Logf("server %d becomes one of %s", i, to.name)
 			f.replace(i, to.shell)

@@ -95,7 +95,7 @@ func callersOf(list []*cedarpostv1.Verdict) string {
 	return strings.Join(names, ", ")
 }
 
-// knows returns an error if there is no bundle of a name, and never was.
+// knows returns an error if no bundle has a name, and none ever had it.
 func (p *peer) knows(ctx context.Context, name string) error {
 	_, err := p.policies().ListVersions(ctx, &cedarpostv1.ListVersionsRequest{Bundle: name, PageSize: 1})
 	if connect.CodeOf(err) != connect.CodeNotFound {
@@ -210,8 +210,8 @@ func (p *pullCmd) fetch(ctx context.Context, admin *peer) (about *cedarpostv1.Bu
 	return about, files, err
 }
 
-// write makes the files of a bundle in the folder those that were fetched, and returns how many it wrote, and
-// which it removed.
+// write makes the bundle files in the folder equal to those that were fetched. It returns how many it wrote,
+// and which it removed.
 func (p *pullCmd) write(files []bundle.File) (written int, removed []string, err error) {
 	before, err := partsOf(p.Dir)
 	if err != nil {

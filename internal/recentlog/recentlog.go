@@ -1,5 +1,5 @@
 // Package recentlog keeps the newest warnings and errors of a process in memory, so that a bug report
-// can have them although the log went somewhere else. Its memory is bounded.
+// can contain them wherever the log is written to. Its memory is bounded.
 package recentlog
 
 import (

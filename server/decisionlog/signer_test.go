@@ -171,7 +171,7 @@ func TestSignsOnlyWhatIsTrue(t *testing.T) {
 	servertest.Eventually(t, "a refusal to sign", func() bool { return strings.Contains(servertest.Metrics(t, changed), "cedarpost_checkpoint_refused 1") })
 }
 
-// A running signer notices that the stored tree was changed, and stops to sign.
+// A running signer notices that the stored tree was changed, and stops signing.
 func TestSignerNoticesAChangedTree(t *testing.T) {
 	s, verifier, _ := signed(t)
 	servertest.DecideSome(t, s, 5)

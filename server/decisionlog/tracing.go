@@ -8,12 +8,15 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
+// tracerName is the instrumentation scope of the spans of this package.
+const tracerName = "github.com/cedarpost/cedarpost/server/decisionlog"
+
 // maxLinks bounds the calls that the span of a commit is linked to.
 const maxLinks = 32
 
-// traceCommit begins the span of a commit if calls of its batch are sampled. It is a child of the
-// first of them, so that a trace that is alone in a batch is complete. It has links to all of them, up to
-// maxLinks, and they have one to it.
+// traceCommit begins the span of a commit if calls of its batch are sampled; otherwise the span is nil. It
+// is a child of the first of these calls, so that the trace of a call that is alone in its batch is
+// complete. It has links to the sampled calls, up to maxLinks, and each of these has a link to it.
 func traceCommit(batch []*pendingRecord, decisions, events int) (context.Context, trace.Span) {
 	var spans []trace.Span
 	for _, p := range batch {
@@ -31,16 +34,14 @@ func traceCommit(batch []*pendingRecord, decisions, events int) (context.Context
 	ctx, span := spans[0].TracerProvider().Tracer(tracerName).Start(trace.ContextWithSpan(context.Background(), spans[0]), "commit",
 		trace.WithLinks(links...), trace.WithAttributes(
 			attribute.Int("cedarpost.calls", len(batch)), attribute.Int("cedarpost.decisions", decisions), attribute.Int("cedarpost.events", events)))
-	for _, s := range spans { // without effect on the span of a call that has ended
+	for _, s := range spans { // does nothing if the call has ended
 		s.AddLink(trace.Link{SpanContext: span.SpanContext()})
 	}
 	return ctx, span
 }
 
-// tracerName is the name of what makes the spans.
-const tracerName = "github.com/cedarpost/cedarpost/server/decisionlog"
-
-// noteLeaf notes the place of a batch in the log. A batch of two days has two; the last one stays.
+// noteLeaf adds the place of a batch in the log to the span of its commit. A batch that spans two days has
+// two places; the span keeps the last one.
 func noteLeaf(ctx context.Context, leaf int64) {
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
 		span.SetAttributes(attribute.Int64("cedarpost.batch", leaf))

@@ -38,7 +38,7 @@ func NewProxy(t testing.TB, databaseURL string) *Proxy {
 	return NewProxyAt(t, "127.0.0.1:0", databaseURL)
 }
 
-// NewProxyAt is NewProxy at an address.
+// NewProxyAt is NewProxy with an address to listen on.
 func NewProxyAt(t testing.TB, address, databaseURL string) *Proxy {
 	t.Helper()
 	u, err := url.Parse(databaseURL)

@@ -43,7 +43,7 @@ func (s signal) String() string { return [...]string{"traces", "metrics", "logs"
 func (s signal) variable() string { return strings.ToUpper(s.String()) }
 
 // environment is what the OTEL_* variables ask for. The libraries read most of them by
-// themselves, and ignore values that are not valid: so all are checked here.
+// themselves, and ignore values that are not valid. So readEnvironment checks all of them.
 type environment struct {
 	signals [signals]struct {
 		on, grpc bool
@@ -80,7 +80,7 @@ var (
 	headers   = rule{"must be a list such as name=value,other=value, with values in percent-encoding", validHeaders}
 	millis    = number(1, 1<<31-1, "must be a number of milliseconds of at least 1")
 	queue     = number(1, maxQueue, fmt.Sprintf("must be a number from 1 to %d", maxQueue))
-	limit     = number(-1, 1<<31-1, "must be a number")
+	limit     = number(-1, 1<<31-1, "must be a number; -1 is no limit")
 	pairs     = rule{"must be a list such as name=value,other=value, with values in percent-encoding", validPairs}
 	authority = rule{"must name a readable file with certificates in PEM", func(v string) bool {
 		text, err := os.ReadFile(v)
@@ -98,7 +98,7 @@ var (
 	never = rule{"is not supported: use the other OTEL_ variables", func(string) bool { return false }}
 )
 
-// rules are those of variables that do not begin with OTEL_EXPORTER_OTLP.
+// rules has all variables but those of ofExporter.
 var rules = map[string]rule{
 	"OTEL_TRACES_EXPORTER":          words("otlp", "none"),
 	"OTEL_LOGS_EXPORTER":            words("otlp", "none"),
@@ -119,7 +119,7 @@ var rules = map[string]rule{
 	"OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": limit,
 	"OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT": limit,
 
-	// The metrics are those of Prometheus, whose sums do not begin anew.
+	// The metrics come from Prometheus, whose counters and histograms are cumulative.
 	"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE":        words("cumulative"),
 	"OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": words("explicit_bucket_histogram"),
 }
@@ -133,8 +133,8 @@ var ofExporter = map[string]rule{
 // value returns the value of a variable. Empty is not set, as the specification of OpenTelemetry says.
 func value(name string) string { return strings.TrimSpace(os.Getenv(name)) }
 
-// readEnvironment checks all variables that have a meaning here. Other OTEL_ variables are those of
-// other programs.
+// readEnvironment checks all variables that have a meaning here. It ignores other OTEL_ variables, which are
+// for other programs.
 func readEnvironment() (e environment, err error) {
 	if err := check("OTEL_SDK_DISABLED", boolean); err != nil {
 		return e, err

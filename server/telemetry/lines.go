@@ -13,7 +13,7 @@ type Lines struct {
 	lost atomic.Int64
 }
 
-// NewLines returns what writes lines to w.
+// NewLines returns a writer of lines to w.
 func NewLines(w io.Writer) *Lines { return &Lines{w: w} }
 
 // Write implements io.Writer.

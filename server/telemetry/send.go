@@ -16,7 +16,7 @@ import (
 
 const (
 	reportEvery = time.Minute // between two lines of the log about failures of one signal
-	maxReport   = 300         // bytes of the error in a line; a collector chooses part of it
+	maxReport   = 300         // bytes of the error in a line; a collector can put text into it
 )
 
 // sender counts and logs the attempts to send one signal that fail, and ends those that are under

@@ -1,7 +1,7 @@
-// Package telemetry sends traces, metrics and log lines of one server to a collector of
-// OpenTelemetry. It exists so that one package reads the standard OTEL_* variables, bounds
-// what a collector that is away can cost, and closes everything within a bounded time. The
-// other rooms know only the API of OpenTelemetry, and Prometheus.
+// Package telemetry sends traces, metrics and log lines of one server to an OpenTelemetry
+// collector. It exists so that one package reads the standard OTEL_* variables, bounds what a
+// collector that is away can cost, and closes everything within a bounded time. The other
+// packages use only the API of OpenTelemetry, and Prometheus.
 package telemetry
 
 import (
@@ -56,16 +56,16 @@ type Telemetry struct {
 	traces  *sdktrace.TracerProvider // nil: off
 	logs    *sdklog.LoggerProvider   // nil: off
 	metrics *sdkmetric.MeterProvider // nil: off, or [Telemetry.SendMetrics] was not called
-	points  sdkmetric.Exporter       // of the metrics; nil: off
+	points  sdkmetric.Exporter       // sends the metrics; nil: off
 	closed  sync.Once
 }
 
 // Open reads the OTEL_* variables and makes what they ask for. The error names the variable with a
-// value that is not valid. Nothing has to listen at the collector's address. Of errors that
-// libraries of OpenTelemetry report for the whole process, the log gets a few.
+// value that is not valid. Nothing has to listen at the collector's address. Errors that the
+// OpenTelemetry libraries report for the whole process go to the log, at most one a minute.
 func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	t := &Telemetry{cfg: cfg, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to a collector of OpenTelemetry that failed, by signal: traces, metrics or logs."}, []string{"signal"})}
+		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to an OpenTelemetry collector that failed, by signal: traces, metrics or logs."}, []string{"signal"})}
 	for s := range signals {
 		t.failures.WithLabelValues(s.String())
 	}
@@ -100,8 +100,8 @@ func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	return t, nil
 }
 
-// newResource says what the telemetry is about. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have
-// the last word.
+// newResource says what the telemetry is about. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+// override it.
 func newResource(ctx context.Context, cfg Config) (*resource.Resource, error) {
 	return resource.New(ctx,
 		resource.WithTelemetrySDK(),
@@ -145,7 +145,7 @@ func (t *Telemetry) newSender(s signal) *sender {
 	return out
 }
 
-// Tracing returns what spans are made with, or nil if traces are off.
+// Tracing returns the provider that spans are made with, or nil if traces are off.
 func (t *Telemetry) Tracing() trace.TracerProvider {
 	if t.traces == nil {
 		return nil

@@ -108,7 +108,7 @@ func New(cfg Config) (*Guard, error) {
 	return g, nil
 }
 
-// Close removes the guard's counts from OpenTelemetry. The guard goes on to work.
+// Close removes the guard's counts from OpenTelemetry. The guard keeps working.
 func (g *Guard) Close() { g.gauges() }
 
 // Question is a check that has to be allowed before a request, or one message of a call,
