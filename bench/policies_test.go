@@ -28,6 +28,7 @@ func TestPolicies(t *testing.T) {
 	if err != nil {
 		n = 100_000
 	}
+	n = max(n-n%policiesInFile, policiesInFile)
 	pg := storetest.NewServer(t)
 	s := newTarget(t, database(t, pg.URL(), "policies"), cacheBytes)
 	files := []string{"schema.cedarschema", schema}

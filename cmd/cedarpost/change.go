@@ -188,7 +188,7 @@ type listChangesCmd struct {
 	Bundle string `help:"Only changes of this bundle." placeholder:"NAME"`
 	State  string `help:"Only changes in this state: open, published, discarded, or all (default ${default})." type:"word" enum:"open,published,discarded,all" default:"open"`
 	Limit  int    `help:"At most so many (default ${default}; 0: all)." default:"100" placeholder:"N"`
-	After  string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+	afterFlag
 	adminFlags
 }
 

@@ -17,9 +17,9 @@ import (
 type listDecisionsCmd struct {
 	outputFlags
 	filterFlags
-	Limit  int    `help:"At most this many; 0 is all (default ${default}). Not with --follow." default:"20" placeholder:"N"`
-	After  string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
-	Follow bool   `help:"Show decisions as they are recorded, until interrupted."`
+	Limit int `help:"At most this many; 0 is all (default ${default}). Not with --follow." default:"20" placeholder:"N"`
+	afterFlag
+	Follow bool `help:"Show decisions as they are recorded, until interrupted."`
 	adminFlags
 }
 

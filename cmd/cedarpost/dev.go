@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -32,19 +33,22 @@ import (
 const devMark = "application_name=cedarpost-dev"
 
 type devCmd struct {
-	Data  string   `help:"Folder for the database, the keys and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
-	Dirs  []string `arg:"" optional:"" name:"dir" help:"Bundle folders to publish in place of the example." type:"path"`
-	Watch bool     `help:"Publish the folders again whenever a file in them changes."`
-	Empty bool     `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
+	Data        string   `help:"Folder for the database, the keys and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
+	Dirs        []string `arg:"" optional:"" name:"dir" help:"Bundle folders to publish in place of the example." type:"path"`
+	Watch       bool     `help:"Publish the folders again whenever a file in them changes."`
+	Development bool     `name:"development-database" help:"Publish the folders to the database of --database-url, over what is there." env:"CEDARPOST_DEVELOPMENT_DATABASE"`
+	Empty       bool     `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
 	// Alone at a shell, nobody else could approve.
 	Approvals bool `help:"Ask for the approvals that bundle.yaml names (default: no, bundles are published without)." env:"CEDARPOST_APPROVALS" negatable:""`
 	databaseFlags
 	listenFlags `set:"loglevel=warn"`
+
+	watching sync.WaitGroup
 }
 
 // Help is the long help of dev.
 func (*devCmd) Help() string {
-	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. With folders, it publishes these instead, and imports the entities.json of a bundle that is new; with --watch it does so again for what you save, and shows what is wrong on stderr. Publishing in this way needs no approvals, and may break callers that ask as before.
+	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. With folders, it publishes these instead, and imports the entities.json of a bundle that is new; with --watch it does so again for what you save, and shows what is wrong on stderr. An entity that you remove from entities.json stays stored. Publishing in this way needs no approvals, and may break callers that ask as before.
 
 It then writes dev.env into the data folder, for other shells and programs,
 
@@ -62,6 +66,12 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 	}
 	if strings.Contains(given, devMark) && !onCommandLine(k, "database-url") {
 		given = ""
+	}
+	if d.Watch && len(d.Dirs) == 0 {
+		return misuse("--watch needs the folders to watch")
+	}
+	if given != "" && len(d.Dirs) > 0 && !d.Development {
+		return misuse("dev publishes folders without the approvals and the checks of a real database: give --development-database, if that of --database-url is one for development, or leave its URL out")
 	}
 	if err := os.MkdirAll(d.Data, 0o755); err != nil {
 		return err
@@ -165,9 +175,12 @@ func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, telemet
 	go func() { ended <- srv.Run(serving) }()
 	if err := d.prepare(serving, c, srv, url, keyFile, envFile); err != nil {
 		stop()
+		d.watching.Wait()
 		return errors.Join(err, <-ended)
 	}
 	err = <-ended
+	stop()
+	d.watching.Wait()
 	return errors.Join(err, os.Remove(envFile))
 }
 
@@ -193,10 +206,8 @@ func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, ur
 	if err != nil {
 		return err
 	}
-	if d.Watch && len(d.Dirs) == 0 {
-		return misuse("--watch needs the folders to watch")
-	}
 	folders := &devFolders{dirs: d.Dirs, admin: admin, console: c, entities: map[string][]byte{}}
+	before := folders.looks()
 	switch {
 	case len(d.Dirs) > 0:
 		if err := folders.publish(ctx); err != nil && !d.Watch {
@@ -208,7 +219,7 @@ func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, ur
 		}
 	}
 	if d.Watch {
-		go folders.watch(ctx)
+		d.watching.Go(func() { folders.watch(ctx, before) })
 	}
 	key, err := readSecret(keyFile)
 	if err != nil {

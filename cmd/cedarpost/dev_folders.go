@@ -3,13 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"hash/fnv"
-	"io/fs"
-	"path/filepath"
+	"maps"
 	"slices"
 	"time"
+
+	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/internal/pause"
@@ -19,6 +18,9 @@ import (
 // watchInterval is how often the folders are looked at. Unlike notifications, this works on every file system,
 // and also if an editor replaces a file by another one.
 const watchInterval = 300 * time.Millisecond
+
+// watchPause is the time until a publish is tried again that failed for a reason that can pass.
+const watchPause = 2 * time.Second
 
 // devFolders publishes bundle folders to the server of dev.
 type devFolders struct {
@@ -116,49 +118,53 @@ func (d *devFolders) importChanged(ctx context.Context, b *bundle.Bundle, fresh 
 	return fresh, nil
 }
 
-// watch publishes a folder again when it has changed, until ctx ends. It waits until two looks are equal:
-// a save can write several files.
-func (d *devFolders) watch(ctx context.Context) {
-	done, before := map[string]uint64{}, map[string]uint64{}
-	for _, dir := range d.dirs {
-		done[dir] = fingerprint(dir)
-		before[dir] = done[dir]
-	}
-	for ctx.Err() == nil {
-		pause.For(ctx, watchInterval)
+// watch publishes a folder again when its bundle has changed, until ctx ends. before is what its bundles were
+// when they were published first. It waits until two looks are equal: a save can write several files.
+func (d *devFolders) watch(ctx context.Context, before map[string]string) {
+	done, last := maps.Clone(before), maps.Clone(before)
+	for pause.For(ctx, watchInterval); ctx.Err() == nil; pause.For(ctx, watchInterval) {
 		for _, dir := range d.dirs {
-			now := fingerprint(dir)
-			if now == before[dir] && now != done[dir] && ctx.Err() == nil {
-				done[dir] = now
-				if err := d.publishOne(ctx, dir); err != nil && ctx.Err() == nil {
-					fmt.Fprintln(d.console.err, d.explain(dir, err))
-				}
+			now := look(dir)
+			changed := now == last[dir] && now != done[dir]
+			if last[dir] = now; !changed || ctx.Err() != nil {
+				continue
 			}
-			before[dir] = now
+			err := d.publishOne(ctx, dir)
+			if err != nil && ctx.Err() == nil {
+				fmt.Fprintln(d.console.err, d.explain(dir, err))
+			}
+			if passes(err) {
+				pause.For(ctx, watchPause) // and try again
+			} else {
+				done[dir] = now
+			}
 		}
 	}
 }
 
-// fingerprint changes when a file of a folder does.
-func fingerprint(dir string) uint64 {
-	sum := fnv.New64a()
-	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			fmt.Fprintln(sum, path, err)
-			return nil
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // removed meanwhile
-		}
-		if err != nil {
-			fmt.Fprintln(sum, path, err)
-			return nil
-		}
-		if !entry.IsDir() {
-			fmt.Fprintln(sum, path, info.Size(), info.ModTime().UnixNano(), info.Mode())
-		}
-		return nil
-	})
-	return sum.Sum64()
+// looks returns what each bundle is now.
+func (d *devFolders) looks() map[string]string {
+	all := map[string]string{}
+	for _, dir := range d.dirs {
+		all[dir] = look(dir)
+	}
+	return all
+}
+
+// look returns a text that changes when the bundle in a folder does.
+func look(dir string) string {
+	b, err := readBundle(dir, "")
+	if err != nil {
+		return err.Error()
+	}
+	return b.Name + bundle.Digest(b.Files)
+}
+
+// passes reports whether the same call can succeed later.
+func passes(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeAborted:
+		return err != nil
+	}
+	return false
 }

@@ -17,6 +17,11 @@ type entitiesCmd struct {
 	History entityHistoryCmd `cmd:"" help:"List which entities changed, when, and by which caller, newest first."`
 }
 
+// afterFlag continues a list.
+type afterFlag struct {
+	After string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+}
+
 const maxPage = 1000
 
 // pageOf returns the size of the next page, when seen entries of limit are done.

@@ -17,7 +17,7 @@ type listEntitiesCmd struct {
 	Attr     []string `help:"Only entities whose attribute has this value, as JSON or plain text; needs --type. Can be repeated." placeholder:"NAME=VALUE" sep:"none"`
 	At       string   `help:"List entities at this revision: a token (default: the newest)." placeholder:"TOKEN"`
 	Limit    int      `help:"At most this many; 0 is all (default ${default})." default:"0" placeholder:"N"`
-	After    string   `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+	afterFlag
 	adminFlags
 }
 

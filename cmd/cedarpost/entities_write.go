@@ -2,8 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -134,22 +135,14 @@ func (s *setEntityCmd) Run(ctx context.Context, c *console) error {
 		&cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{SetAttributes: set}, Precondition: s.precondition()})
 }
 
-// attributeValue reads a value as JSON, from a file if it begins with "@". What does not look like JSON is
-// a string.
+// attributeValue reads a value as JSON. What does not look like JSON is a string.
 func attributeValue(text string) (*structpb.Value, error) {
-	if file, ok := strings.CutPrefix(text, "@"); ok {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		text = strings.TrimSpace(string(content))
-	}
 	record, err := entityfile.ParseRecord([]byte(`{"v":` + text + `}`))
 	if v := record.GetFields()["v"]; err == nil && v != nil && len(record.GetFields()) == 1 {
 		return v, nil
 	}
 	if strings.ContainsAny(text, `{}[]"`) { // it looks like JSON, so a string is not what is meant
-		return nil, fmt.Errorf("%s is not valid JSON; quote a string: '\"…\"'", text)
+		return nil, errors.New(`the value is not valid JSON; quote a string: '"…"'`)
 	}
 	return structpb.NewStringValue(text), nil
 }
@@ -182,6 +175,11 @@ func (m *moveEntityCmd) Run(ctx context.Context, c *console) error {
 	if len(m.From) > 0 {
 		ops = append(ops, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_RemoveParents{
 			RemoveParents: &cedarpostv1.ChangeParents{Uid: m.UID.EntityUid, Parents: uids(m.From)}}})
+	}
+	if i := slices.IndexFunc(m.From, func(u uid) bool {
+		return slices.ContainsFunc(m.To, func(o uid) bool { return uidText(o.EntityUid) == uidText(u.EntityUid) })
+	}); i >= 0 {
+		return misuse("%s is both in --from and in --to", uidText(m.From[i].EntityUid))
 	}
 	if len(ops) == 0 {
 		return misuse("give --to, --from or both")

@@ -23,7 +23,7 @@ func testEntityWrites(sh *shell) func(*testing.T) {
 		sh.exits(t, 0, says(`"region":"a=b"`), "entities", "get", dora)
 		sh.exits(t, 1, says("invalid_argument", "suspended"), "entities", "set", dora, "suspended=maybe")
 		sh.exits(t, 1, says("put it first"), "entities", "set", "Shop::User::nobody", "suspended=true")
-		for _, args := range []string{"", "suspended", "=1", "region=a region=b", `region={"a":1`, `region="x`, `region="x","v":"y"`, "region=@/no/such/file"} {
+		for _, args := range []string{"", "suspended", "=1", "region=a region=b", `region={"a":1`, `region="x`, `region="x","v":"y"`} {
 			sh.exits(t, 2, nil, append([]string{"entities", "set", dora}, strings.Fields(args)...)...)
 		}
 
@@ -32,6 +32,9 @@ func testEntityWrites(sh *shell) func(*testing.T) {
 		if strings.Contains(r.out, `Shop::Role::"support"`) {
 			t.Errorf("still in support:\n%s", r.out)
 		}
+		sh.exits(t, 2, says("both in --from and in --to"), "entities", "move", dora, "--from", "Shop::Role::manager", "--to", "Shop::Role::manager")
+		sh.exits(t, 0, nil, "entities", "set", dora, "region=@/etc/hostname") // no file is read
+		sh.exits(t, 0, says(`"region":"@/etc/hostname"`), "entities", "get", dora)
 		sh.exits(t, 2, says("--to, --from or both"), "entities", "move", dora)
 
 		sh.exits(t, 0, nil, "entities", "put", "Shop::Role::temporary")

@@ -18,7 +18,7 @@ type eventsCmd struct {
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, 2006-01-02, 15:04 today, or 90m, 12h, 7d, 2w ago." placeholder:"TIME"`
 	Until   moment `help:"Before this time." placeholder:"TIME"`
 	Limit   int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
-	After   string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+	afterFlag
 	adminFlags
 }
 

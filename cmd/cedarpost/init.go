@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
+	"github.com/cedarpost/cedarpost/server/engine"
 )
 
 type initCmd struct {
@@ -29,13 +32,25 @@ var (
 	starterName = regexp.MustCompile(`(?m)^name: starter$`)
 )
 
+// isNamespace reports whether a bundle may have a namespace: no part of it is a word of Cedar, and it is not
+// that of the service.
+func isNamespace(name string) bool {
+	first, _, _ := strings.Cut(name, "::")
+	words := []string{"if", "then", "else", "true", "false", "in", "is", "like", "has", "__cedar"}
+	return namespaces.MatchString(name) && first != "Cedarpost" &&
+		!slices.ContainsFunc(strings.Split(name, "::"), func(part string) bool { return slices.Contains(words, part) })
+}
+
 // Run writes the folder.
 func (i *initCmd) Run(c *console) error {
 	name := filepath.Base(i.Dir)
 	if !bundleNames.MatchString(name) {
 		return misuse("%q is not the name of a bundle: lower-case letters, digits and . _ - after the first character, at most 64", name)
 	}
-	if !namespaces.MatchString(i.Namespace) || i.Namespace == "Cedarpost" || i.Namespace == "__cedar" {
+	if slices.Contains([]string{engine.Admin, engine.AdminLocal, engine.Guardrails}, name) {
+		return misuse("a bundle with the name %s has rules of its own: give the folder another name", name)
+	}
+	if !isNamespace(i.Namespace) {
 		return misuse("--namespace: %q is not a namespace like App or Clinic::Records", i.Namespace)
 	}
 	if there, err := os.ReadDir(i.Dir); err == nil && len(there) > 0 {

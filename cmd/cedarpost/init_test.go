@@ -20,8 +20,14 @@ func TestInitAndWatch(t *testing.T) {
 	outer.exits(t, 0, says("no warnings, 0 for information"), "lint", dir)
 	outer.exits(t, 1, says("is not empty, so nothing was written"), "init", dir)
 	outer.exits(t, 2, says("is not the name of a bundle"), "init", filepath.Join(t.TempDir(), "Wiki Pages"))
+	outer.exits(t, 2, says("has rules of its own"), "init", filepath.Join(t.TempDir(), "guardrails"))
+	for _, name := range []string{"in", "A::if", "Cedarpost::X", "__cedar::X", "A::"} {
+		outer.exits(t, 2, says("is not a namespace"), "init", filepath.Join(t.TempDir(), "a"), "--namespace", name)
+	}
 	outer.exits(t, 2, says("is not a namespace"), "init", filepath.Join(t.TempDir(), "a"), "--namespace", "x y")
 	outer.exits(t, 2, says("--watch needs the folders"), append([]string{"dev", "--watch", "--data", dataDir(t)}, anyPort...)...)
+
+	outer.with("CEDARPOST_DATABASE_URL=postgres://localhost:1/production").exits(t, 2, says("--development-database"), append([]string{"dev", dir, "--data", dataDir(t)}, anyPort...)...)
 
 	data := dataDir(t)
 	args := append([]string{"dev", dir, "--watch", "--data", data}, anyPort...)

@@ -10,9 +10,6 @@ import (
 // A flag takes times as people write them, and each form in which a command prints one.
 func TestMoments(t *testing.T) {
 	now := time.Now()
-	at := func(hour, minute, second int) time.Time {
-		return time.Date(now.Year(), now.Month(), now.Day(), hour, minute, second, 0, time.Local)
-	}
 	noon := time.Date(2026, 11, 27, 12, 5, 6, 0, time.Local)
 	for text, want := range map[string]time.Time{
 		"2026-11-27T12:05:06Z":           time.Date(2026, 11, 27, 12, 5, 6, 0, time.UTC),
@@ -22,14 +19,18 @@ func TestMoments(t *testing.T) {
 		"2026-11-27T12:05:06":            noon,
 		"2026-11-27 12:05:06":            noon,
 		"2026-11-27 12:05":               noon.Truncate(time.Minute),
-		"13:00":                          at(13, 0, 0),
-		"13:00:01":                       at(13, 0, 1),
 		localTime(timestamppb.New(noon)): noon,
 		moment{noon.Add(5)}.exact():      noon.Add(5),
 	} {
 		var m moment
 		if err := m.UnmarshalText([]byte(text)); err != nil || !m.Equal(want) {
 			t.Errorf("%s: %v, %v, want %v", text, m, err, want)
+		}
+	}
+	for text, want := range map[string]string{"13:00": "13:00:00", "13:00:01": "13:00:01"} { // of today
+		var m moment
+		if err := m.UnmarshalText([]byte(text)); err != nil || m.Format(time.TimeOnly) != want || m.Sub(now).Abs() > 24*time.Hour {
+			t.Errorf("%s: %v, %v", text, m, err)
 		}
 	}
 	for text, ago := range map[string]time.Duration{"90m": 90 * time.Minute, "7d": 7 * day, "2w": 14 * day, "1w1d2h": 8*day + 2*time.Hour, "0s": 0} {

@@ -23,7 +23,7 @@ type listPoliciesCmd struct {
 	Annotation string `help:"Only policies with this annotation, or with this value of it." placeholder:"NAME[=VALUE]"`
 	Unused     moment `name:"unused-since" help:"Only policies that have determined no decision since this time: 2006-01-02T15:04:05Z, or 12h, 30d ago." placeholder:"TIME"`
 	Limit      int    `help:"At most so many (default ${default}; 0: all)." default:"0" placeholder:"N"`
-	After      string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+	afterFlag
 	adminFlags
 }
 

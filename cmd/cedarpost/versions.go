@@ -21,7 +21,7 @@ type versionsCmd struct {
 	outputFlags
 	Bundle string `arg:"" help:"Name of the bundle."`
 	Limit  int    `help:"At most so many (default ${default}; 0: all)." default:"100" placeholder:"N"`
-	After  string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+	afterFlag
 	adminFlags
 }
 
