@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
@@ -101,6 +102,12 @@ func TestDeleteBundle(t *testing.T) {
 	}
 	_, err = servertest.Write(t, s, put(servertest.DocUser(t, "eve")))
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "Doc::User")
+	left := &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"ann"`)}
+	if _, err := s.Entities.GetEntity(t.Context(), left); err != nil {
+		t.Errorf("a caller with rights to all bundles: %v", err)
+	}
+	_, err = cedarpostv1connect.NewEntityServiceClient(s.Client(s.Admin, newCaller(t, s, "reader of doc", grant(access.Auditor, "doc")))).GetEntity(t.Context(), left)
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "GetEntity")
 	if _, err = del(&cedarpostv1.DeleteBundleRequest{}); connect.CodeOf(err) != connect.CodeNotFound {
 		t.Errorf("deleted twice: %v", err)
 	}

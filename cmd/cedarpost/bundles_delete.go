@@ -18,7 +18,7 @@ type deleteBundleCmd struct {
 
 // Help is the long help of bundles delete.
 func (*deleteBundleCmd) Help() string {
-	return `Ends the live version: questions about the actions of the bundle become errors, and its entities can no longer be read or written. It is refused while entities of its types are stored, while another bundle uses its types, while it is frozen, and while its changes need approvals.
+	return `Ends the live version: questions about the actions of the bundle become errors, its entities can no longer be written, and only callers with rights to all bundles read them. It is refused while entities of its types are stored, while another bundle uses its types, while it is frozen, and while its changes need approvals.
 
 --force deletes no entity. Those that are stored stay, with their history, and can be read and written again when a bundle declares their types again.
 

@@ -292,7 +292,8 @@ type PolicyServiceClient interface {
 	// UnfreezeBundle ends the freeze of a bundle.
 	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
 	// DeleteBundle ends the live version of a bundle: its actions can no longer be asked about, and its
-	// entities can no longer be read or written. The name keeps its versions and the rules of the last one:
+	// entities can no longer be written, and only callers with rights to all bundles read them. The name keeps
+	// its versions and the rules of the last one:
 	// RollbackVersion brings a version back, and the numbers of versions go on.
 	//
 	// Errors: failed_precondition if another bundle refers to its types, if it is frozen, if its live version
@@ -486,7 +487,8 @@ type PolicyServiceHandler interface {
 	// UnfreezeBundle ends the freeze of a bundle.
 	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
 	// DeleteBundle ends the live version of a bundle: its actions can no longer be asked about, and its
-	// entities can no longer be read or written. The name keeps its versions and the rules of the last one:
+	// entities can no longer be written, and only callers with rights to all bundles read them. The name keeps
+	// its versions and the rules of the last one:
 	// RollbackVersion brings a version back, and the numbers of versions go on.
 	//
 	// Errors: failed_precondition if another bundle refers to its types, if it is frozen, if its live version
