@@ -106,7 +106,7 @@ func TestDeleteBundle(t *testing.T) {
 	if _, err := s.Entities.GetEntity(t.Context(), left); err != nil {
 		t.Errorf("a caller with rights to all bundles: %v", err)
 	}
-	_, err = cedarpostv1connect.NewEntityServiceClient(s.Client(s.Admin, newCaller(t, s, "reader of doc", grant(access.Auditor, "doc")))).GetEntity(t.Context(), left)
+	_, err = cedarpostv1connect.NewEntityServiceClient(s.Client(s.Admin, newCaller(t, s, "doc-reader", grant(access.Auditor, "doc")))).GetEntity(t.Context(), left)
 	servertest.WantCode(t, err, connect.CodePermissionDenied, "GetEntity")
 	if _, err = del(&cedarpostv1.DeleteBundleRequest{}); connect.CodeOf(err) != connect.CodeNotFound {
 		t.Errorf("deleted twice: %v", err)
