@@ -34,25 +34,26 @@ func as(c *pgx.ConnConfig, role string) *pgx.ConnConfig {
 	return c
 }
 
-// Roles returns the SQL that makes the roles, and a login for each of the two commands,
+// Roles returns the SQL that makes the roles, a login for each of the two commands and one for auditors,
 // in a database whose tables are in schema public. An administrator reads, changes and
 // runs it.
 func Roles() string {
-	const migrate, serve = "cedarpost_migrate", "cedarpost_serve"
-	sql := []string{"create role " + migrate + " login", "create role " + serve + " login"}
+	const migrate, serve, audit = "cedarpost_migrate", "cedarpost_serve", "cedarpost_audit"
+	sql := []string{"create role " + migrate + " login", "create role " + serve + " login", "create role " + audit + " login"}
 	for _, role := range append([]string{ownerRole}, servingRoles...) {
 		sql = append(sql, "create role "+role)
 	}
-	sql = append(sql, "grant "+ownerRole+" to "+migrate, "grant "+strings.Join(servingRoles, ", ")+" to "+serve)
-	return "-- Once in each cluster. Give the two logins passwords, or another way to prove who they are.\n" +
+	sql = append(sql, "grant "+ownerRole+" to "+migrate, "grant "+strings.Join(servingRoles, ", ")+" to "+serve,
+		"grant "+auditorRole+" to "+audit)
+	return "-- Once in each cluster. Give the logins passwords, or another way to prove who they are.\n" +
 		script(sql) +
 		"-- In the database.\n" +
 		script(schemaGrants("public")) +
 		"-- Other logins of the cluster may not connect to this database, nor fill it. Grant connect to each\n" +
-		"-- further login that needs it, such as an auditor's.\n" +
+		"-- further login that needs it.\n" +
 		script([]string{
 			"do $$ begin execute format('revoke connect, temporary on database %I from public', current_database()); end $$",
-			"do $$ begin execute format('grant connect on database %I to " + migrate + ", " + serve + "', current_database()); end $$",
+			"do $$ begin execute format('grant connect on database %I to " + migrate + ", " + serve + ", " + audit + "', current_database()); end $$",
 			"do $$ begin execute format('grant temporary on database %I to " + migrate + "', current_database()); end $$",
 		}) +
 		"-- Other logins can still take all connections of the cluster. So bound those of each of them:\n" +

@@ -434,6 +434,13 @@ func TestPrintedRoles(t *testing.T) {
 	if err := openSmall(t, serve).CheckProduction(t.Context()); err != nil {
 		t.Error(err)
 	}
+	mustRaw(t, root, "alter role cedarpost_audit password 'secret'")
+	if conn := session(t, asLogin(t, root, "cedarpost_audit")); conn != nil {
+		mustExec(t, conn, "select count(*) from decisions")
+		if _, err := conn.Exec(t.Context(), "delete from policies"); state(err) != "42501" {
+			t.Errorf("an auditor deletes policies: %v", err)
+		}
+	}
 	// Each command works with its own login.
 	if err := store.Migrate(t.Context(), serve, nil); !errors.Is(err, store.ErrRoles) {
 		t.Errorf("the server's login migrates: %v", err)

@@ -55,15 +55,24 @@ func (p *proveCmd) Run(ctx context.Context, c *console) error {
 		return fmt.Errorf("the proof does NOT hold: %w", err)
 	}
 	if p.json() {
+		if len(keys) == 0 {
+			c.warnUnverified()
+		}
 		return c.message(res)
 	}
 	fmt.Fprintln(c.out, c.paint(green, "the record is in the log"))
 	c.pair("record", fmt.Sprintf("%d bytes, row %d of batch %d", len(in.Record), in.Row, in.Leaf))
 	c.pair("checkpoint", fmt.Sprintf("%s, %d batches, root %s", checkpoint.Origin, checkpoint.Size, checkpoint.Root))
 	if len(keys) == 0 {
-		c.pair("signature", "not verified: no verifier key")
+		c.pair("signature", "NOT verified: no verifier key")
+		c.warnUnverified()
 	} else {
 		c.pair("signature", "verified")
 	}
 	return nil
+}
+
+// warnUnverified says that no signature was verified, on the error output.
+func (c *console) warnUnverified() {
+	fmt.Fprintln(c.err, c.paint(yellow, "no signature was verified: whoever answers for the server or writes to the database could have made this. Give --verifier-key-file with the key of the log (cedarpost audit keygen wrote it)."))
 }

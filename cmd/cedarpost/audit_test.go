@@ -90,7 +90,8 @@ func TestAudit(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Signatures || result.Compared {
 		t.Errorf("without keys and files: %s %v", r.out, err)
 	}
-	sh.exits(t, 0, says("no checkpoint that was kept elsewhere was compared", "signatures not verified"), "audit", "verify")
+	sh.exits(t, 0, says("no checkpoint that was kept elsewhere was compared", "signatures NOT verified", "no signature was verified: whoever"), "audit", "verify")
+	sh.exits(t, 0, says("no signature was verified: whoever", `"signatures_verified":false`), "audit", "verify", "-o", "json")
 	sh.exits(t, 1, says("its verifier key is missing", "localhost/cedarpost-dev+"), "audit", "verify", stranger)
 	sh.exits(t, 2, says("cannot be combined with --since"), append(verify, "--history", "--since=1h")...)
 	sh.exits(t, 0, says("the log is in order", "from the empty database", "1 version of a bundle, 1 API key"), append(verify, "--history")...)

@@ -120,6 +120,9 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 			return err
 		}
 	}
+	if len(keys) == 0 {
+		c.warnUnverified()
+	}
 	if bad != nil {
 		return fmt.Errorf("the log is NOT in order: %w", bad)
 	}
@@ -139,7 +142,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		if done.Dropped > 0 {
 			c.pair("dropped", fmt.Sprintf("%d rows of days that were dropped, as the log proves", done.Dropped))
 		}
-		signatures := "signatures not verified: no verifier key"
+		signatures := "signatures NOT verified: no verifier key"
 		if len(keys) > 0 {
 			signatures = "signatures verified"
 		}

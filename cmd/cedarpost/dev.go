@@ -73,6 +73,9 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 	if given != "" && len(d.Dirs) > 0 && !d.Development {
 		return misuse("dev publishes folders without the approvals and the checks of a real database: give --development-database, if that of --database-url is one for development, or leave its URL out")
 	}
+	if err := d.tryPorts(ctx); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(d.Data, 0o755); err != nil {
 		return err
 	}

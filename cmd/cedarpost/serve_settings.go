@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -142,6 +144,21 @@ func (f *listenFlags) explain(err error) error {
 		return about(configFlags[bad.Field], fmt.Errorf("%s is in use by another process\ngive another address (port 0 takes a free one)", addr))
 	}
 	return aboutField(err)
+}
+
+// tryPorts returns an error if another process listens at an address of the server. It is for commands that
+// do much before the server listens.
+func (f *listenFlags) tryPorts(ctx context.Context) error {
+	for _, p := range []struct{ field, address string }{{"Listen", f.Listen}, {"AdminListen", f.AdminListen}, {"OpsListen", f.OpsListen}} {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", p.address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return f.explain(&decisionlog.ConfigError{Field: p.field, Err: err})
+		}
+		if err == nil { // the server explains another error
+			_ = l.Close()
+		}
+	}
+	return nil
 }
 
 // readFlags say which standby databases to read from.
