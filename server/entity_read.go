@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"strconv"
 
 	"connectrpc.com/connect/v2"
 
@@ -47,10 +48,26 @@ func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (s
 		}
 		return v, v.Position.Number, nil
 	}
+	if number, err := strconv.ParseInt(at.GetToken(), 10, 64); err == nil && number > 0 {
+		return s.readAtNumber(ctx, number)
+	}
 	v, number, err := s.follower.AtRevision(ctx, at)
 	if errors.Is(err, snapshot.ErrForgotten) {
 		// It cannot be read, whether it is of this history or of another one.
 		err = &store.SweptError{Oldest: s.follower.OldestRevision()}
+	}
+	return v, number, err
+}
+
+// readAtNumber is readAt for the number of a revision in place of its token: people see numbers in the log. A
+// number says nothing of a history, so it means that of this database.
+func (s *entityService) readAtNumber(ctx context.Context, number int64) (snapshot.View, int64, error) {
+	v, err := s.follower.Current()
+	if err == nil && number > v.Position.Number {
+		v, err = s.follower.FullyConsistent(ctx)
+	}
+	if err == nil && number > v.Position.Number {
+		err = connect.Errorf(connect.CodeInvalidArgument, "revision: there is no revision %d yet; the newest one is %d", number, v.Position.Number)
 	}
 	return v, number, err
 }

@@ -10,7 +10,7 @@ import (
 type getEntityCmd struct {
 	outputFlags
 	UID uid    `arg:"" name:"uid" help:"The entity: Shop::User::bob."`
-	At  string `help:"Read the entity at this revision: a token (default: the newest)." placeholder:"TOKEN"`
+	At  string `help:"Read the entity at this revision: a token, or a number (default: the newest)." placeholder:"TOKEN"`
 	adminFlags
 }
 

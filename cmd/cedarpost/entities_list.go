@@ -15,7 +15,7 @@ type listEntitiesCmd struct {
 	Type     string   `help:"Only this type: Shop::User." placeholder:"TYPE"`
 	Ancestor *uid     `help:"Only descendants of this entity: its members, their members, and so on." placeholder:"UID"`
 	Attr     []string `help:"Only entities whose attribute has this value, as JSON or plain text; needs --type. Can be repeated." placeholder:"NAME=VALUE" sep:"none"`
-	At       string   `help:"List entities at this revision: a token (default: the newest)." placeholder:"TOKEN"`
+	At       string   `help:"List entities at this revision: a token, or a number (default: the newest)." placeholder:"TOKEN"`
 	Limit    int      `help:"At most this many; 0 is all (default ${default})." default:"0" placeholder:"N"`
 	afterFlag
 	adminFlags

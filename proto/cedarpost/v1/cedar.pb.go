@@ -175,6 +175,9 @@ type Revision struct {
 	// characters are the history: compare numbers only if they are equal. Even then,
 	// tokens with equal anchor numbers and different marks are of different
 	// histories. Conclude nothing from a token with another layout.
+	//
+	// To read entities at a past revision, the number of the revision, in decimal digits, may stand in place of
+	// its token. It means the revision of the database that answers.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The number, for people and to compare two revisions of one service. It is
 	// ignored in requests, where only the token counts.
