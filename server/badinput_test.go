@@ -180,6 +180,7 @@ func TestBadRequests(t *testing.T) {
 			text                      string
 		}{
 			{http.MethodPost, authorizePath, "", http.StatusUnsupportedMediaType, "Content-Type: application/json"},
+			{http.MethodPost, cedarpostv1connect.AuthorizationServiceWatchProcedure, "application/json", http.StatusUnsupportedMediaType, "application/connect+json"},
 			{http.MethodPost, authorizePath, "text/plain", http.StatusUnsupportedMediaType, "Content-Type: application/json"},
 			{http.MethodGet, authorizePath, "", http.StatusMethodNotAllowed, "a call is a POST"},
 			{http.MethodPost, "/cedarpost.v1.EntityService/ListEntities", "application/json", http.StatusNotFound, "on the admin plane"},

@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 )
 
@@ -28,18 +30,42 @@ func explained(h http.Handler) http.Handler {
 		}
 		switch encoding := r.Header.Get("Content-Encoding"); {
 		case r.Method != http.MethodPost || !contentTypes[kind]:
-			w = &explaining{w}
+			w = &explaining{ResponseWriter: w}
 		case encoding != "" && encoding != "identity" && (kind == "application/json" || kind == "application/proto"):
 			// A small body can inflate a thousandfold.
 			answerText(w, http.StatusNotImplemented, connect.CodeUnimplemented, "a compressed body is not accepted; send it without Content-Encoding")
 			return
+		case (kind == "application/json" || kind == "application/proto") && streamed[r.URL.Path]:
+			w = &explaining{w, true}
 		}
 		h.ServeHTTP(w, r)
 	})
 }
 
 // explaining is a writer of answers that gives those about method and content type a text.
-type explaining struct{ http.ResponseWriter }
+type explaining struct {
+	http.ResponseWriter
+	streams bool // the call is one that streams, and the content type is that of a call that does not
+}
+
+// streamed are the paths of the calls that stream messages.
+var streamed = func() map[string]bool {
+	paths := map[string]bool{}
+	for _, file := range []protoreflect.FileDescriptor{
+		cedarpostv1.File_cedarpost_v1_authorization_proto, cedarpostv1.File_cedarpost_v1_entity_proto, cedarpostv1.File_cedarpost_v1_policy_proto,
+		cedarpostv1.File_cedarpost_v1_audit_proto, cedarpostv1.File_cedarpost_v1_access_proto,
+	} {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				if m := service.Methods().Get(j); m.IsStreamingClient() || m.IsStreamingServer() {
+					paths["/"+string(service.FullName())+"/"+string(m.Name())] = true
+				}
+			}
+		}
+	}
+	return paths
+}()
 
 // WriteHeader implements http.ResponseWriter.
 func (w *explaining) WriteHeader(status int) {
@@ -47,6 +73,10 @@ func (w *explaining) WriteHeader(status int) {
 	case http.StatusMethodNotAllowed:
 		answerText(w.ResponseWriter, status, connect.CodeUnimplemented, "a call is a POST")
 	case http.StatusUnsupportedMediaType:
+		if w.streams {
+			answerText(w.ResponseWriter, status, connect.CodeInvalidArgument, "this call streams its messages: send Content-Type: application/connect+json, and each message in an envelope of the Connect protocol (a byte 0 and the length in four bytes, big endian, before its JSON), or use a client of Connect or gRPC, or the command line")
+			return
+		}
 		answerText(w.ResponseWriter, status, connect.CodeInvalidArgument, "a call needs the header Content-Type: application/json (for JSON), or one of those in Accept-Post")
 	default:
 		w.ResponseWriter.WriteHeader(status)
