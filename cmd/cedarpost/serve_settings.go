@@ -29,6 +29,7 @@ type listenFlags struct {
 	Pprof          bool     `help:"Serve profiles (/debug/pprof/) on the operations plane, which then must be on a loopback address." env:"CEDARPOST_PPROF" group:"server"`
 	CORSOrigin     []string `name:"cors-origin" help:"Origin whose pages may call the decision and admin planes from a browser, such as https://console.example.org; several separated by spaces (default: none)." env:"CEDARPOST_CORS_ORIGIN" sep:" " placeholder:"ORIGIN" group:"server"`
 	AllowPlaintext bool     `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	PlainTelemetry bool     `name:"allow-plaintext-telemetry" help:"Send traces, metrics and log lines to a collector on another machine without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT_TELEMETRY" group:"server"`
 	MaxStaleness   span     `help:"Refuse to decide if policies or data may be older than this; at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
 	MaxReuse       span     `help:"How long a caller that watches for changes may keep an answer and use it again; 0 means never (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
 	CacheMiB       int64    `name:"cache-mib" help:"Approximate memory of the entity cache, in MiB; 0 means no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
