@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -140,26 +141,27 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	if len(asked) == 0 {
 		return answers, nil
 	}
-	loadCtx, load := s.metric.load.begin(ctx)
-	evaluations, loading, err := v.Prepare(loadCtx, asks, work.Pause)
-	load.end(err)
+	batch := deciding{view: v, checks: checks, answers: answers, asked: asked, began: began}
+	err = s.metric.load.run(ctx, func(ctx context.Context, _ trace.Span) (err error) {
+		batch.evaluations, batch.loading, err = v.Prepare(ctx, asks, work.Pause)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	batch := deciding{view: v, checks: checks, answers: answers, asked: asked, evaluations: evaluations, loading: loading, began: began}
-	decideCtx, decide := s.metric.decide.begin(ctx)
-	if decide.span != nil {
-		decide.span.SetAttributes(attribute.Int("cedarpost.checks", len(checks)))
-	}
-	rows, err := s.decideAll(decideCtx, &batch, work)
-	decide.end(err)
+	var rows []store.Decision
+	err = s.metric.decide.run(ctx, func(ctx context.Context, span trace.Span) (err error) {
+		if span != nil {
+			span.SetAttributes(attribute.Int("cedarpost.checks", len(checks)))
+		}
+		rows, err = s.decideAll(ctx, &batch, work)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	work.Rest()
-	recordCtx, record := s.metric.record.begin(ctx)
-	err = s.record(recordCtx, rows, nil)
-	record.end(err)
+	err = s.metric.record.run(ctx, func(ctx context.Context, _ trace.Span) error { return s.record(ctx, rows, nil) })
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +171,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	rights := access.RightsFrom(ctx)
 	for n, i := range asked {
 		if a := answers[i]; a.response != nil {
-			hidePolicies(a.response, v.Set, evaluations[n].Question.Bundle(), rights)
+			hidePolicies(a.response, v.Set, batch.evaluations[n].Question.Bundle(), rights)
 			s.metric.decisions.count(checks[i].GetAction(), a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt())
 		}
 	}

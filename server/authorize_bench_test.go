@@ -42,7 +42,8 @@ func BenchmarkTracing(b *testing.B) {
 	tracing, header, spec := newTracing(unsampled(b)), http.Header{}, authorizeSpec()
 	b.ReportAllocs()
 	for b.Loop() {
-		_, span, _ := tracing.begin(b.Context(), header, spec, time.Now(), "bench")
+		parent, _ := tracing.parent(b.Context(), header)
+		_, span := tracing.begin(b.Context(), parent, header, spec, time.Now(), "bench")
 		endCall(span, header, nil)
 	}
 }
@@ -68,7 +69,8 @@ func benchAuthorize(b *testing.B, p trace.TracerProvider) {
 	b.ReportAllocs()
 	began := cpuTime(b)
 	for b.Loop() {
-		traced, span, _ := tracing.begin(ctx, header, spec, time.Now(), "bench")
+		parent, _ := tracing.parent(ctx, header)
+		traced, span := tracing.begin(ctx, parent, header, spec, time.Now(), "bench")
 		_, err := s.Authorize(traced, req)
 		if err != nil {
 			b.Fatal(err)
@@ -108,7 +110,8 @@ func TestUnsampledCallsCostLittle(t *testing.T) {
 		"of a caller that does not sample": {on, http.Header{"Traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}}, 5}, // two for the caller's ids
 	} {
 		n := testing.AllocsPerRun(100, func() {
-			ctx, span, id := c.tracing.begin(t.Context(), c.header, spec, time.Now(), "bench")
+			parent, id := c.tracing.parent(t.Context(), c.header)
+			ctx, span := c.tracing.begin(t.Context(), parent, c.header, spec, time.Now(), "bench")
 			if span != nil || ctx != t.Context() || id.IsValid() != (len(c.header) > 0) {
 				t.Fatal("sampled")
 			}

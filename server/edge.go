@@ -233,7 +233,7 @@ func isHealth(spec connect.Spec) bool {
 
 // admit authenticates the caller of a request and takes one token of its rate limit. It
 // returns a context with the caller, and with what the log records about the call. The span of the call
-// begins here, because a stranger must not make the server trace anything.
+// begins here, because neither a stranger nor a caller above its rate may make the server trace anything.
 func (e *edge) admit(ctx context.Context, r *request, spec connect.Spec, began time.Time) (context.Context, error) {
 	procedure := spec.Procedure
 	r.snapshot, r.admitted = e.gate.follower.Latest(), time.Now()
@@ -259,13 +259,19 @@ func (e *edge) admit(ctx context.Context, r *request, spec connect.Spec, began t
 	}
 	r.known = true
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
-	var traceID trace.TraceID
-	if ctx, r.span, traceID = e.tracing.begin(ctx, r.header, spec, began, caller.Name); traceID.IsValid() {
+	parent, traceID := e.tracing.parent(ctx, r.header)
+	allowed := e.limits.Allow(rights, 1)
+	if allowed {
+		if ctx, r.span = e.tracing.begin(ctx, parent, r.header, spec, began, caller.Name); r.span != nil {
+			traceID = r.span.SpanContext().TraceID()
+		}
+	}
+	if traceID.IsValid() {
 		call.TraceID = traceID.String()
 	}
 	r.rights.Set(rights)
 	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), &r.rights), call)
-	if !e.limits.Allow(rights, 1) {
+	if !allowed {
 		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
 		return ctx, e.limits.Refusal(rights)
 	}

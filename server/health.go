@@ -150,7 +150,7 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 
 // opsHandler serves what the configuration has not switched off of /livez, /readyz and /startupz,
 // /metrics for Prometheus, and /debug/pprof/. On a loopback address it also serves what a support
-// bundle asks for.
+// bundle has, if that is not switched off.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	if !s.cfg.NoMetrics {
@@ -167,7 +167,7 @@ func (s *Server) opsHandler() http.Handler {
 	if s.cfg.Pprof {
 		servePprof(mux)
 	}
-	if isLoopback(s.cfg.OpsListen) {
+	if !s.cfg.NoDebug && isLoopback(s.cfg.OpsListen) {
 		s.serveSupport(mux)
 	}
 	return mux

@@ -18,7 +18,7 @@ func servePprof(mux *http.ServeMux) {
 		"/debug/pprof/{$}": pprof.Index, "/debug/pprof/{profile}": pprof.Index,
 		"/debug/pprof/profile": pprof.Profile, "/debug/pprof/symbol": pprof.Symbol, "/debug/pprof/trace": pprof.Trace,
 	} {
-		mux.Handle("GET "+path, onlyForLoopback(h))
+		mux.Handle("GET "+path, onlyForTools(h))
 	}
 }
 
@@ -32,6 +32,20 @@ func onlyForLoopback(h http.Handler) http.Handler {
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// onlyForTools refuses requests that a page of another origin makes a browser of this machine send, too.
+// Such a page cannot read the answer, but making it takes a processor or stops all goroutines. Browsers
+// say where a request is from (https://www.w3.org/TR/fetch-metadata/), and other programs do not.
+func onlyForTools(h http.Handler) http.Handler {
+	return onlyForLoopback(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Header.Get("Sec-Fetch-Site") {
+		case "", "none", "same-origin": // a tool, the address bar, and the links of the list of profiles
+			h.ServeHTTP(w, r)
+		default:
+			http.Error(w, "not for other pages", http.StatusForbidden)
+		}
+	}))
 }
 
 // isLoopback reports whether a host, with or without a port, is this machine.

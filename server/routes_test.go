@@ -114,7 +114,10 @@ func TestOpsParts(t *testing.T) {
 	}{
 		"default":    {func(*server.Config) {}, map[string]int{"/metrics": 200, "/livez": 200, "/readyz": 200, "/debug/pprof/": 404}},
 		"no metrics": {func(c *server.Config) { c.NoMetrics = true }, map[string]int{"/metrics": 404, "/livez": 200, "/readyz": 200}},
-		"no health":  {func(c *server.Config) { c.NoHealth = true }, map[string]int{"/metrics": 200, "/livez": 404, "/readyz": 404}},
+		"no debug": {func(c *server.Config) { c.NoDebug = true }, map[string]int{
+			"/metrics": 200, "/livez": 200, "/debug/start": 404, "/debug/errors": 404, "/debug/goroutines": 404,
+		}},
+		"no health": {func(c *server.Config) { c.NoHealth = true }, map[string]int{"/metrics": 200, "/livez": 404, "/readyz": 404}},
 		"pprof": {func(c *server.Config) { c.Pprof = true }, map[string]int{
 			"/debug/pprof/": 200, "/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/heap": 200, "/debug/pprof/cmdline": 404, "/debug/pprof/none": 404,
 		}},
@@ -130,8 +133,14 @@ func TestOpsParts(t *testing.T) {
 			t.Errorf("metrics for another host: %d", res.code)
 		}
 		for _, path := range []string{"start", "errors", "goroutines"} {
-			if res := send(t, http.MethodGet, s.Ops+"/debug/"+path, "Host", "rebound.example:80"); res.code != http.StatusForbidden {
-				t.Errorf("%s: %s for another host: %d", name, path, res.code)
+			want := http.StatusForbidden
+			if name == "no debug" {
+				want = http.StatusNotFound
+			}
+			for _, header := range [][2]string{{"Host", "rebound.example:80"}, {"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}} {
+				if res := send(t, http.MethodGet, s.Ops+"/debug/"+path, header[0], header[1]); res.code != want {
+					t.Errorf("%s: %s with %s: %d", name, path, header, res.code)
+				}
 			}
 		}
 		if name == "pprof" {
@@ -143,6 +152,11 @@ func TestOpsParts(t *testing.T) {
 			// A page whose name was made to resolve to this machine.
 			if res := send(t, http.MethodGet, s.Ops+"/debug/pprof/heap", "Host", "rebound.example:80"); res.code != http.StatusForbidden || len(res.body) > 100 {
 				t.Errorf("a profile for another host: %d", res.code)
+			}
+			for site, want := range map[string]int{"cross-site": 403, "same-site": 403, "same-origin": 200, "none": 200} {
+				if res := send(t, http.MethodGet, s.Ops+"/debug/pprof/heap", "Sec-Fetch-Site", site); res.code != want {
+					t.Errorf("a profile for a page, %s: %d", site, res.code)
+				}
 			}
 		}
 	}

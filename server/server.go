@@ -58,8 +58,9 @@ type Config struct {
 	// browser, such as https://console.example.org; default none.
 	CORSOrigins []string
 	// NoMetrics and NoHealth switch off parts of the operations plane, and Pprof switches on its
-	// profiles, if OpsListen is a loopback address. If all are off, there is no such plane.
-	NoMetrics, NoHealth, Pprof bool
+	// profiles, if OpsListen is a loopback address. If all are off, there is no such plane. NoDebug
+	// switches off what a support bundle asks for, which is served on a loopback address only.
+	NoMetrics, NoHealth, NoDebug, Pprof bool
 	// TLSMinVersion is the least version of TLS of the decision and the admin plane, such as
 	// [tls.VersionTLS13]; default TLS 1.2.
 	TLSMinVersion uint16

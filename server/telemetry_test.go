@@ -17,6 +17,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
@@ -27,9 +28,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// traced starts a server with the shop, and with the telemetry that the environment asks for, also of its
-// statements and log lines.
-func traced(t *testing.T) (*servertest.Server, *telemetry.Telemetry) {
+// traced starts a server with the shop, and with the telemetry that the environment asks for. All of its statements
+// and log lines are part of it.
+func traced(t *testing.T, more ...func(*server.Config)) (*servertest.Server, *telemetry.Telemetry) {
 	t.Helper()
 	local := slog.New(slog.NewTextHandler(io.Discard, nil))
 	tel, err := telemetry.Open(t.Context(), telemetry.Config{Version: "1.2.3", Name: "test", Log: local, Level: slog.LevelInfo})
@@ -46,6 +47,9 @@ func traced(t *testing.T) (*servertest.Server, *telemetry.Telemetry) {
 	s := servertest.On(t, url, func(c *server.Config) {
 		c.DB, c.TracerProvider, c.Log = db, tel.Tracing(), tel.Logger(local.Handler())
 		c.Collectors = append(c.Collectors, tel.Failures())
+		for _, set := range more {
+			set(c)
+		}
 	})
 	s.MustLoadShop()
 	return s, tel
@@ -228,6 +232,71 @@ func scrape(t *testing.T, ops, accept string) (text, kind string) {
 	t.Helper()
 	r := send(t, http.MethodGet, ops+"/metrics", "Accept", accept)
 	return r.body, r.header.Get("Content-Type")
+}
+
+// Calls above the rate of their caller make no spans, whatever the caller samples.
+func TestRefusedCallsMakeNoSpans(t *testing.T) {
+	out := telemetrytest.New(t)
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", out.URL+"/v1/traces")
+	s, tel := traced(t, func(c *server.Config) { c.RateLimit = 0.001 }) // a burst of 100, and next to nothing after it
+	served, refused := 0, 0
+	for refused < 50 {
+		status, _, text := post(t, s.API+cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, s.Token, "application/json", []byte("{}"),
+			"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+		switch status {
+		case http.StatusOK:
+			served++
+		case http.StatusTooManyRequests:
+			refused++
+		default:
+			t.Fatalf("%d %s", status, text)
+		}
+	}
+	s.Stop()
+	tel.Close()
+	spans := 0
+	for _, span := range out.Spans() {
+		if span.Name == "cedarpost.v1.AuthorizationService/GetRevision" {
+			spans++
+		}
+	}
+	if spans != served || served == 0 {
+		t.Errorf("%d spans of %d calls that were served, and %d that were not", spans, served, refused)
+	}
+}
+
+// A short tracestate is in the spans of a call, and a long one is not: a caller must not fill the messages
+// in which the spans of all callers are sent.
+func TestLongTraceStateIsDropped(t *testing.T) {
+	out := telemetrytest.New(t)
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", out.URL+"/v1/traces")
+	s, tel := traced(t)
+	ask := func(id, state string) {
+		body := []byte(`{"principal":{"type":"Shop::User","id":"bob"},"action":{"type":"Shop::Action","id":"ViewOrder"},"resource":{"type":"Shop::Order","id":"42"},"context":{"mfa":true}}`)
+		if status, _, text := post(t, s.API+cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, s.Token, "application/json", body, "Traceparent", "00-"+id+"-00f067aa0ba902b7-01", "Tracestate", state); status != http.StatusOK {
+			t.Fatalf("%d %s", status, text)
+		}
+	}
+	const short, long = "4bf92f3577b34da6a3ce929d0e0e4736", "4bf92f3577b34da6a3ce929d0e0e4737"
+	ask(short, "vendor=value")
+	many := make([]string, 31)
+	for i := range many {
+		many[i] = fmt.Sprintf("m%d=%s", i, strings.Repeat("y", 240))
+	}
+	ask(long, strings.Join(many, ","))
+	s.Stop()
+	tel.Close()
+	states := map[string]string{}
+	for _, span := range out.Spans() {
+		if id := hex.EncodeToString(span.TraceId); span.TraceState != "" || states[id] == "" {
+			states[id] = span.TraceState
+		}
+	}
+	for id, want := range map[string]string{short: "vendor=value", long: ""} {
+		if got, ok := states[id]; !ok || got != want {
+			t.Errorf("%s: tracestate %.40q, %v, want %q", id, got, ok, want)
+		}
+	}
 }
 
 // A collector that is away, or that takes connections and never answers, delays no call, and nothing

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -36,24 +37,37 @@ func newTracing(p trace.TracerProvider) *tracing {
 	return t
 }
 
-// begin begins the span of an authenticated call, as a child of the caller's. The context that it
-// returns has the span only if the call is sampled. traceID is that of the span, else that of the
-// caller's headers; without both it is not valid. t may be nil.
-func (t *tracing) begin(ctx context.Context, header http.Header, spec connect.Spec, began time.Time, caller string) (_ context.Context, span trace.Span, traceID trace.TraceID) {
-	parent := ctx
-	if len(header["Traceparent"]) > 0 {
-		parent = propagation.TraceContext{}.Extract(ctx, traceHeaders(header))
-		traceID = trace.SpanContextFromContext(parent).TraceID()
+// maxTraceState is how many bytes of a tracestate are taken, the least that W3C asks for
+// (https://www.w3.org/TR/trace-context/#tracestate-limits). Each span of a call has the tracestate, so
+// a longer one would let one caller fill the messages to the collector.
+const maxTraceState = 512
+
+// parent returns a context with the span of the caller, if the call names one, for [tracing.begin], and
+// the id of its trace. t may be nil.
+func (t *tracing) parent(ctx context.Context, header http.Header) (context.Context, trace.TraceID) {
+	if len(header["Traceparent"]) == 0 {
+		return ctx, trace.TraceID{}
 	}
+	var headers propagation.TextMapCarrier = traceHeaders(header)
+	if t == nil {
+		headers = parentHeader(header)
+	}
+	parent := propagation.TraceContext{}.Extract(ctx, headers)
+	return parent, trace.SpanContextFromContext(parent).TraceID()
+}
+
+// begin begins the span of an authenticated call, as a child of the caller's in parent. The context that
+// it returns, of ctx, has the span only if the call is sampled; else the span is nil. t may be nil.
+func (t *tracing) begin(ctx, parent context.Context, header http.Header, spec connect.Spec, began time.Time, caller string) (context.Context, trace.Span) {
 	if t == nil || spec.Schema == nil { // the caller chooses the name of a procedure that is not registered
-		return ctx, nil, traceID
+		return ctx, nil
 	}
 	options := t.options.Get().(*[2]trace.SpanStartOption)
 	options[1] = trace.WithTimestamp(began)
 	traced, span := t.tracer.Start(parent, strings.TrimPrefix(spec.Procedure, "/"), options[:]...)
 	t.options.Put(options)
 	if !span.IsRecording() {
-		return ctx, nil, traceID
+		return ctx, nil
 	}
 	service, method, _ := strings.Cut(strings.TrimPrefix(spec.Procedure, "/"), "/")
 	system := semconv.RPCSystemConnectRPC
@@ -61,31 +75,54 @@ func (t *tracing) begin(ctx context.Context, header http.Header, spec connect.Sp
 		system = semconv.RPCSystemGRPC
 	}
 	span.SetAttributes(system, semconv.RPCService(service), semconv.RPCMethod(method), attribute.String("cedarpost.caller", caller))
-	return traced, span, span.SpanContext().TraceID()
+	return traced, span
 }
 
-// traceHeaders reads the headers of a trace without taking memory.
-type traceHeaders http.Header
+// parentHeader reads the header with the ids of a trace, which is all that a record needs. Like
+// traceHeaders it takes no memory.
+type parentHeader http.Header
 
 // Get implements propagation.TextMapCarrier.
-func (h traceHeaders) Get(key string) string {
-	switch key {
-	case "traceparent":
+func (h parentHeader) Get(key string) string {
+	if key == "traceparent" {
 		return first(h["Traceparent"])
-	case "tracestate":
-		if list := h["Tracestate"]; len(list) > 1 {
-			return strings.Join(list, ",")
-		}
-		return first(h["Tracestate"])
 	}
 	return ""
 }
 
 // Set implements propagation.TextMapCarrier.
-func (h traceHeaders) Set(string, string) {}
+func (parentHeader) Set(string, string) {}
 
 // Keys implements propagation.TextMapCarrier.
-func (h traceHeaders) Keys() []string { return []string{"traceparent", "tracestate"} }
+func (parentHeader) Keys() []string { return []string{"traceparent"} }
+
+// traceHeaders reads all headers of a trace.
+type traceHeaders http.Header
+
+// Get implements propagation.TextMapCarrier.
+func (h traceHeaders) Get(key string) string {
+	if key != "tracestate" {
+		return parentHeader(h).Get(key)
+	}
+	list := h["Tracestate"]
+	size := len(list) - 1
+	for _, part := range list {
+		size += len(part)
+	}
+	switch {
+	case len(list) == 0 || size > maxTraceState:
+		return ""
+	case len(list) == 1:
+		return list[0]
+	}
+	return strings.Join(list, ",")
+}
+
+// Set implements propagation.TextMapCarrier.
+func (traceHeaders) Set(string, string) {}
+
+// Keys implements propagation.TextMapCarrier.
+func (traceHeaders) Keys() []string { return []string{"traceparent", "tracestate"} }
 
 func first(list []string) string {
 	if len(list) == 0 {
@@ -127,33 +164,33 @@ type stage struct {
 	seconds prometheus.Observer
 }
 
-// running is a stage that has begun in one call.
-type running struct {
-	stage *stage
-	span  trace.Span // nil: the call is not sampled
-	began time.Time
-}
+// errPanicked is the error of a stage that panics.
+var errPanicked = errors.New("panicked")
 
-func (s *stage) begin(ctx context.Context) (context.Context, running) {
-	r := running{stage: s, began: time.Now()}
+// run runs one stage of a call. do gets its span, or nil if the call is not sampled. The span ends also
+// if do panics. The time counts if do succeeds.
+func (s *stage) run(ctx context.Context, do func(ctx context.Context, span trace.Span) error) (err error) {
+	began := time.Now()
+	var span trace.Span
 	if parent := trace.SpanFromContext(ctx); parent.IsRecording() {
-		ctx, r.span = parent.TracerProvider().Tracer(tracerName).Start(ctx, s.name)
+		ctx, span = parent.TracerProvider().Tracer(tracerName).Start(ctx, s.name)
 	}
-	return ctx, r
+	err = errPanicked
+	defer func() { s.end(span, began, err) }()
+	return do(ctx, span)
 }
 
-// end ends the stage. Its time counts if it succeeded.
-func (r running) end(err error) {
+func (s *stage) end(span trace.Span, began time.Time, err error) {
 	if err == nil {
-		observe(r.stage.seconds, time.Since(r.began), r.span)
+		observe(s.seconds, time.Since(began), span)
 	}
-	if r.span == nil {
+	if span == nil {
 		return
 	}
 	if err != nil {
-		r.span.SetStatus(codes.Error, "failed")
+		span.SetStatus(codes.Error, "failed")
 	}
-	r.span.End()
+	span.End()
 }
 
 // observe adds a time to a histogram, with the trace of a span as its exemplar; nil: without.

@@ -64,8 +64,15 @@ func (d *doctorCmd) checkSettings(k *kong.Context) (found []diagnosis) {
 	if where := d.passwordOutsideOfFile(k); where != "" && where != "--database-url" {
 		found = append(found, warn("database-url", "give the URL with --database-url-file", "a password of the database is in %s", where))
 	}
-	if bad, ok := errors.AsType[*telemetry.VariableError](telemetry.Check()); ok {
+	plaintext, err := telemetry.Check(d.PlainTelemetry)
+	if bad, ok := errors.AsType[*telemetry.VariableError](err); ok {
 		found = append(found, fail(bad.Name, "correct the variable, or leave it out: docs/operations.md, Telemetry", bad))
+	}
+	for _, name := range plaintext {
+		found = append(found, warn(name, "use a URL with https, unless something else encrypts all of the way", "telemetry goes to another machine without TLS, because of --allow-plaintext-telemetry"))
+	}
+	if d.PlainTelemetry && err == nil && len(plaintext) == 0 {
+		found = append(found, warn("allow-plaintext-telemetry", "leave it out", "it has no effect, because no telemetry goes to another machine without TLS"))
 	}
 	if d.MaskKeyFile == "" {
 		found = append(found, warn("mask-key-file", "make 32 random bytes, the same for every server, for example with: openssl rand -hex 32", "without a key, masked values can be searched for on one server only, until it stops"))

@@ -28,9 +28,11 @@ type listenFlags struct {
 	OpsListen      string   `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
 	Metrics        bool     `help:"Serve /metrics on the operations plane (default: yes)." env:"CEDARPOST_METRICS" default:"true" negatable:"" group:"server"`
 	Health         bool     `help:"Serve /livez, /readyz and /startupz on the operations plane (default: yes)." env:"CEDARPOST_HEALTH" default:"true" negatable:"" group:"server"`
+	Debug          bool     `help:"Serve what support-bundle asks for (/debug/start, /debug/errors, /debug/goroutines) on the operations plane, if it is on a loopback address (default: yes)." env:"CEDARPOST_DEBUG" default:"true" negatable:"" group:"server"`
 	Pprof          bool     `help:"Serve profiles (/debug/pprof/) on the operations plane, which then must be on a loopback address." env:"CEDARPOST_PPROF" group:"server"`
 	CORSOrigin     []string `name:"cors-origin" help:"Origin whose pages may call the decision and admin planes from a browser, such as https://console.example.org; several separated by spaces (default: none)." env:"CEDARPOST_CORS_ORIGIN" sep:" " placeholder:"ORIGIN" group:"server"`
 	AllowPlaintext bool     `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	PlainTelemetry bool     `name:"allow-plaintext-telemetry" help:"Send traces, metrics and log lines to a collector on another machine without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT_TELEMETRY" group:"server"`
 	MaxStaleness   span     `help:"Refuse to decide if policies or data may be older than this; at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
 	MaxReuse       span     `help:"How long a caller that watches for changes may keep an answer and use it again; 0 means never (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
 	CacheMiB       int64    `name:"cache-mib" help:"Approximate memory of the entity cache, in MiB; 0 means no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
@@ -105,7 +107,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (server.Config, err
 	}
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
-		NoMetrics: !f.Metrics, NoHealth: !f.Health, Pprof: f.Pprof, CORSOrigins: f.CORSOrigin,
+		NoMetrics: !f.Metrics, NoHealth: !f.Health, NoDebug: !f.Debug, Pprof: f.Pprof, CORSOrigins: f.CORSOrigin,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
 		RateLimit: f.RateLimit, MaxDecisions: f.MaxDecisions, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), Name: f.name(), Log: log,

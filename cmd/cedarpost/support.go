@@ -12,20 +12,20 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alecthomas/kong"
 
-	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
 
 const (
-	supportTimeout  = 30 * time.Second
+	partTimeout     = 10 * time.Second // of one file of the server, which may hang
+	databaseTimeout = 30 * time.Second
 	maxSupportBytes = 32 << 20 // of one file; the rest is cut off
 )
 
@@ -39,9 +39,9 @@ type supportCmd struct {
 func (*supportCmd) Help() string {
 	return `Writes one archive for a bug report: the versions of this command and of the server, the settings that the server was started with (without secrets), its health, its metrics, its newest warnings and errors, a dump of its goroutines, and, if a database is given, facts about it: version, migrations, settings, sizes of tables. MANIFEST.json says what is in it, and what is missing and why.
 
-The server gives settings, errors and goroutines only if its operations listener is on a loopback address, so run the command on its machine, or in its container.
+The server gives settings, errors and goroutines only if its operations listener is on a loopback address, and not with --no-debug, so run the command on its machine, or in its container.
 
-What looks like a key, a token or a password is replaced by ***. Names of callers and addresses stay in: read the archive before you give it away.
+Each part of the server has 10 s and the database 30 s, all at once, so a server that hangs keeps only its own parts out. What looks like a key, a token or a password is replaced by ***, but not in metrics. Names of callers and addresses stay in: read the archive before you give it away.
 
 Exits with 0 if the archive is complete, and with 6 if something is missing.`
 }
@@ -61,29 +61,25 @@ type supportFile struct {
 func (s *supportCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	now := time.Now().UTC()
 	out := cmp.Or(s.Out, "cedarpost-support-"+now.Format("20060102T150405Z")+".tar.gz")
-	if _, err := os.Lstat(out); err == nil {
-		return fmt.Errorf("%s exists already; give another file with --out", out)
-	}
 	base := strings.TrimRight(s.OpsURL, "/")
 	if _, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", http.NoBody); err != nil || !strings.Contains(base, "://") {
 		return misuse("%q is not a URL like http://127.0.0.1:9090 (see %s)", clean(scrub(s.OpsURL)), opsEnv)
 	}
-	ctx, cancel := context.WithTimeout(ctx, supportTimeout)
-	defer cancel()
-	files := []supportFile{s.version()}
-	for _, part := range []struct{ name, path string }{
-		{"server.json", "/debug/start"}, {"health.json", "/readyz?format=json"}, {"startup.json", "/startupz?format=json"},
-		{"metrics.txt", "/metrics"}, {"errors.jsonl", "/debug/errors"}, {"goroutines.txt", "/debug/goroutines"},
-	} {
-		files = append(files, fetch(ctx, part.name, base, part.path))
+	// Made at once, so that nothing that appears meanwhile is replaced.
+	file, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s exists already; give another file with --out", out)
 	}
-	files = append(files, s.database(ctx, k))
-	archive, err := packSupport(now, files)
 	if err != nil {
 		return err
 	}
-	if err := keyfile.Write(out, archive); err != nil {
-		return err
+	files := s.collect(ctx, k, base)
+	archive, err := packSupport(now, files)
+	if err == nil {
+		_, err = file.Write(archive)
+	}
+	if err = errors.Join(err, file.Close()); err != nil {
+		return errors.Join(err, os.Remove(out))
 	}
 	fmt.Fprintf(c.out, "%s\n", clean(out))
 	missing := false
@@ -97,6 +93,33 @@ func (s *supportCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 		return exitWith(codeWarnings)
 	}
 	return nil
+}
+
+// collect gets all files at once, each within a time of its own: those that a server that hangs does not
+// give must not keep the others from being had.
+func (s *supportCmd) collect(ctx context.Context, k *kong.Context, base string) []supportFile {
+	files := []supportFile{
+		s.version(), {Name: "server.json", From: "/debug/start"}, {Name: "health.json", From: "/readyz?format=json"}, {Name: "startup.json", From: "/startupz?format=json"},
+		{Name: "metrics.txt", From: "/metrics"}, {Name: "errors.jsonl", From: "/debug/errors"}, {Name: "goroutines.txt", From: "/debug/goroutines"},
+	}
+	client := &http.Client{
+		Transport:     &http.Transport{Proxy: nil}, // not from the environment
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	defer client.CloseIdleConnections()
+	var wg sync.WaitGroup
+	for i := 1; i < len(files); i++ {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, partTimeout)
+			defer cancel()
+			files[i] = fetch(ctx, client, files[i].Name, base, files[i].From)
+		})
+	}
+	ctx, cancel := context.WithTimeout(ctx, databaseTimeout)
+	defer cancel()
+	facts := s.database(ctx, k)
+	wg.Wait()
+	return append(files, facts)
 }
 
 // version returns the version of this command.
@@ -135,22 +158,25 @@ func jsonFile(name, from string, v any, err error) supportFile {
 }
 
 // fetch asks the operations plane for one file. A server that is not ready answers 503, with a body.
-func fetch(ctx context.Context, name, base, path string) supportFile {
+func fetch(ctx context.Context, client *http.Client, name, base, path string) supportFile {
 	f := supportFile{Name: name, From: "GET " + path}
 	f.finish(func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, http.NoBody)
 		if err != nil {
 			return err
 		}
-		res, err := http.DefaultClient.Do(req)
+		res, err := client.Do(req)
 		if err != nil {
 			return err
 		}
 		defer res.Body.Close()
 		if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusServiceUnavailable {
 			why := res.Status
-			if res.StatusCode == http.StatusNotFound || res.StatusCode == http.StatusForbidden {
-				why += ": the server is older, has switched it off, or its operations listener is not on a loopback address"
+			switch res.StatusCode {
+			case http.StatusNotFound, http.StatusForbidden:
+				why += ": the server is older, has switched it off (--no-debug, --no-metrics, --no-health), or its operations listener is not on a loopback address"
+			case http.StatusTooManyRequests:
+				why += ": the server made a dump in the last ten seconds; try again"
 			}
 			return errors.New(why)
 		}
@@ -163,33 +189,17 @@ func fetch(ctx context.Context, name, base, path string) supportFile {
 	return f
 }
 
-// finish takes secrets out of a file, and notes its length or why it is missing.
+// finish takes secrets out of a file, and notes its length or why it is missing. Metrics have names and
+// constants only, and a changed label could make two of them the same.
 func (f *supportFile) finish(err error) {
 	if err != nil {
 		f.Missing, f.content = scrub(err.Error()), nil
 		return
 	}
-	f.content = []byte(scrub(string(f.content)))
-	f.Bytes = len(f.content)
-}
-
-// secretTexts match what looks like a secret. The server leaves secrets out already, so this is a second
-// line of defense. The groups stay.
-var secretTexts = []*regexp.Regexp{
-	regexp.MustCompile(`cdp_[A-Za-z0-9_-]{8,}`), // an API key
-	regexp.MustCompile(`(?i)(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`),
-	regexp.MustCompile(`\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`),                             // a JSON Web Token
-	regexp.MustCompile(`(\b[a-z][a-z0-9+.-]*://[^\s:/@"']*:)[^\s@"']+(@)`),                                // a URL with a password
-	regexp.MustCompile(`(?i)((?:password|passwd|secret|token|authorization)"?\s*[=:]\s*"?)[^\s"&,;]{3,}`), // password=…, "token": "…"
-	regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?-----END [A-Z ]*PRIVATE KEY-----`),
-}
-
-// scrub replaces what looks like a secret by ***.
-func scrub(text string) string {
-	for _, re := range secretTexts {
-		text = re.ReplaceAllString(text, "${1}***${2}")
+	if f.Name != "metrics.txt" {
+		f.content = []byte(scrub(string(f.content)))
 	}
-	return text
+	f.Bytes = len(f.content)
 }
 
 // packSupport makes the archive, with its manifest first.

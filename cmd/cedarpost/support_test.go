@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -168,10 +170,95 @@ func TestScrub(t *testing.T) {
 		"-----BEGIN EC PRIVATE KEY-----\nMHc\n-----END EC PRIVATE KEY-----\n": "-----BEGIN EC PRIVATE KEY-----***\n",
 		`cedarpost_not_ready{reason="database"} 0`:                            `cedarpost_not_ready{reason="database"} 0`,
 		`"max-secret-age":"365d","token-file":"/run/key"`:                     `"max-secret-age":"365d","token-file":"/run/key"`,
+		`{"err":"token: wrong_audience","reason":"token: expired"}`:           `{"err":"token: wrong_audience","reason":"token: expired"}`,
+		`{"msg":"{\"password\":\"hunter2\",\"host\":\"db\"}"}`:                `{"msg":"{\"password\":\"***\",\"host\":\"db\"}"}`,
+		`{"msg":"{\\\"password\\\": \\\"hunter2\\\",\\\"a\\\":1}"}`:           `{"msg":"{\\\"password\\\": \\\"***\\\",\\\"a\\\":1}"}`,
+		`{"password":"hun\"ter2","host":"db"}`:                                `{"password":"***","host":"db"}`,
+		`password='two words' host=db`:                                        `password='***' host=db`,
+		`password="two words" host=db`:                                        `password="***" host=db`,
+		"postgres://u:p@ss@host/db":                                           "postgres://u:***@host/db",
+		"postgres://u:p/ss@host/db":                                           "postgres://u:***@host/db",
+		"X-Api-Key: hunter2-and-3, api_key=hunter2;token=hunter2":             "X-Api-Key: ***, api_key=***;token=***",
+		`{"api-key":"hunter2"}`:                                               `{"api-key":"***"}`,
+		"https://blob.example.org/x?a=b&sig=hunter2%3D&c=d":                   "https://blob.example.org/x?a=b&sig=***&c=d",
+		"postgres://db/x?sslkey=/run/hunter2&a=b":                             "postgres://db/x?sslkey=***&a=b",
+		`{"msg":"-----BEGIN PRIVATE KEY-----\nMIGH\nAgEA`:                     `{"msg":"-----BEGIN PRIVATE KEY-----***`,
+		"-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMG\nByqGSM49AgEG\n{\"a\":1}":  "-----BEGIN PRIVATE KEY-----***\n{\"a\":1}",
 		"token " + "eyJhbGciOiJSUzI1NiJ9.e30.c2ln" + " refused":               "token *** refused",
 	} {
 		if got := scrub(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
+	}
+}
+
+// A server that hangs, or that sends elsewhere, does not keep the other facts out of the archive.
+func TestSupportBundleOfAServerThatHangs(t *testing.T) {
+	t.Parallel() // it takes long
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "from elsewhere") }))
+	defer elsewhere.Close()
+	over := make(chan struct{})
+	const metrics = `cedarpost_authentication_failures_total{reason="token: expired"} 1` + "\n" + `cedarpost_decisions_total{action="A::\"password=x-y-z\""} 1` + "\n"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/metrics":
+			_, _ = io.WriteString(w, metrics)
+		case "/debug/errors":
+			http.Redirect(w, r, elsewhere.URL, http.StatusFound)
+		case "/debug/goroutines":
+			w.WriteHeader(http.StatusTooManyRequests)
+		default:
+			select {
+			case <-over:
+			case <-r.Context().Done():
+			}
+		}
+	}))
+	defer server.Close()
+	defer close(over)
+	pg := storetest.NewServer(t)
+	sh := newShell(databaseURLEnv + "=" + pg.URL())
+	sh.exits(t, 0, nil, "migrate")
+	out := filepath.Join(t.TempDir(), "support.tar.gz")
+	sh.exits(t, codeWarnings, says("missing: server.json"), "support-bundle", "--ops-url="+server.URL, "--out", out)
+	files := unpack(t, out)
+	missing := missingIn(t, files)
+	for name, want := range map[string]string{"server.json": "deadline", "health.json": "deadline", "startup.json": "deadline", "errors.jsonl": "302", "goroutines.txt": "last ten seconds"} {
+		if !strings.Contains(missing[name], want) {
+			t.Errorf("%s is missing because of %q, want %q", name, missing[name], want)
+		}
+	}
+	if len(missing) != 5 || !strings.Contains(files["database.json"], `"server_version"`) || files["metrics.txt"] != metrics {
+		t.Errorf("missing: %v; %s", missing, files["metrics.txt"])
+	}
+}
+
+// A file that is there is not replaced, whatever it is, and none is left if there is nothing to write.
+func TestSupportBundleReplacesNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	out, target := filepath.Join(dir, "link"), filepath.Join(dir, "target")
+	if err := os.Symlink(target, out); err != nil { // it leads nowhere
+		t.Fatal(err)
+	}
+	newShell().exits(t, codeFailed, says("exists already"), "support-bundle", "--ops-url=http://127.0.0.1:1", "--out", out)
+	if _, err := os.Stat(target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the link was followed: %v", err)
+	}
+	newShell().exits(t, codeFailed, says("not a directory"), "support-bundle", "--ops-url=http://127.0.0.1:1", "--out", filepath.Join(write(t, dir, "file", ""), "x"))
+
+	// The file is there before the server is asked, so nothing can take its name meanwhile.
+	early := filepath.Join(dir, "early")
+	var taken atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if f, err := os.OpenFile(early, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+			_ = f.Close()
+			taken.Add(1)
+		}
+	}))
+	defer server.Close()
+	newShell().exits(t, codeWarnings, says("missing: database.json"), "support-bundle", "--ops-url="+server.URL, "--out", early)
+	if taken.Load() != 0 {
+		t.Error("the name was free while the server was asked")
 	}
 }

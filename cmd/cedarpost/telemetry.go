@@ -36,7 +36,7 @@ func (f *listenFlags) observe(ctx context.Context, stderr io.Writer) (*observed,
 	local := f.logger(o.lines)
 	version, _ := buildVersion()
 	var err error
-	o.Telemetry, err = telemetry.Open(ctx, telemetry.Config{Version: version, Name: f.name(), Log: local, Level: f.level()})
+	o.Telemetry, err = telemetry.Open(ctx, telemetry.Config{Version: version, Name: f.name(), Log: local, Level: f.level(), AllowPlaintext: f.PlainTelemetry})
 	if err != nil {
 		return nil, misuse("%w", err)
 	}

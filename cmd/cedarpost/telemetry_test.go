@@ -24,6 +24,17 @@ func TestBadTelemetryVariables(t *testing.T) {
 	if strings.Contains(r.out+r.err, "swordfish") {
 		t.Errorf("the header is shown: %s", r.err)
 	}
+	for env, want := range map[string]string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT=http://collector.example.org":                                          "OTEL_EXPORTER_OTLP_ENDPOINT: must be a URL with https",
+		"OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.org OTEL_EXPORTER_OTLP_TRACES_INSECURE=true": "OTEL_EXPORTER_OTLP_TRACES_INSECURE: contradicts",
+	} {
+		sh := newShell(strings.Fields(env)...)
+		sh.exits(t, codeUsage, says(want), serve...)
+		sh.exits(t, codeFailed, says(want), "doctor", "--database-url", "postgres://localhost:1/none")
+	}
+	allowed := newShell("OTEL_EXPORTER_OTLP_ENDPOINT=http://collector.example.org")
+	allowed.exits(t, codeFailed, says("warn  OTEL_EXPORTER_OTLP_ENDPOINT", "because of --allow-plaintext-telemetry"), "doctor", "--allow-plaintext-telemetry", "--database-url", "postgres://localhost:1/none")
+	newShell().exits(t, codeFailed, says("allow-plaintext-telemetry", "it has no effect, because no telemetry"), "doctor", "--allow-plaintext-telemetry", "--database-url", "postgres://localhost:1/none")
 }
 
 // The built program sends all three signals, goes on when the reader of its log is gone, and ends in time.

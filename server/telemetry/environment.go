@@ -21,10 +21,15 @@ import (
 	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"google.golang.org/grpc"
 )
 
-// maxQueue bounds the queues and batches of spans and lines that the environment may ask for.
-const maxQueue = 65_536
+// What the environment may ask for at most.
+const (
+	maxQueue = 65_536 // spans and lines in a queue or a message
+	maxCount = 1_024  // attributes, events or links of a span or a line
+	maxValue = 65_536 // bytes of the value of an attribute
+)
 
 // signal is one kind of telemetry.
 type signal int
@@ -48,7 +53,7 @@ type environment struct {
 	signals [signals]struct {
 		on, grpc bool
 	}
-	exposed []string // variables of headers that are sent to another machine without TLS
+	plaintext []string // variables of endpoints on another machine without TLS
 }
 
 // on reports whether any signal is on.
@@ -80,7 +85,8 @@ var (
 	headers   = rule{"must be a list such as name=value,other=value, with values in percent-encoding", validHeaders}
 	millis    = number(1, 1<<31-1, "must be a number of milliseconds of at least 1")
 	queue     = number(1, maxQueue, fmt.Sprintf("must be a number from 1 to %d", maxQueue))
-	limit     = number(-1, 1<<31-1, "must be a number; -1 is no limit")
+	limit     = number(0, maxCount, fmt.Sprintf("must be a number from 0 to %d", maxCount))
+	length    = number(0, maxValue, fmt.Sprintf("must be a number from 0 to %d", maxValue))
 	pairs     = rule{"must be a list such as name=value,other=value, with values in percent-encoding", validPairs}
 	authority = rule{"must name a readable file with certificates in PEM", func(v string) bool {
 		text, err := os.ReadFile(v)
@@ -114,10 +120,10 @@ var rules = map[string]rule{
 	"OTEL_BLRP_SCHEDULE_DELAY": millis, "OTEL_BLRP_EXPORT_TIMEOUT": millis, "OTEL_BLRP_MAX_QUEUE_SIZE": queue, "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": queue,
 	"OTEL_METRIC_EXPORT_INTERVAL": millis, "OTEL_METRIC_EXPORT_TIMEOUT": millis,
 
-	"OTEL_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": limit,
-	"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": limit, "OTEL_SPAN_EVENT_COUNT_LIMIT": limit, "OTEL_SPAN_LINK_COUNT_LIMIT": limit,
+	"OTEL_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": length,
+	"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": length, "OTEL_SPAN_EVENT_COUNT_LIMIT": limit, "OTEL_SPAN_LINK_COUNT_LIMIT": limit,
 	"OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": limit,
-	"OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT": limit,
+	"OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": limit, "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT": length,
 
 	// The metrics come from Prometheus, whose counters and histograms are cumulative.
 	"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE":        words("cumulative"),
@@ -133,9 +139,9 @@ var ofExporter = map[string]rule{
 // value returns the value of a variable. Empty is not set, as the specification of OpenTelemetry says.
 func value(name string) string { return strings.TrimSpace(os.Getenv(name)) }
 
-// readEnvironment checks all variables that have a meaning here. It ignores other OTEL_ variables, which are
-// for other programs.
-func readEnvironment() (e environment, err error) {
+// readEnvironment checks all variables that have a meaning here. Other OTEL_ variables are those of
+// other programs.
+func readEnvironment(allowPlaintext bool) (e environment, err error) {
 	if err := check("OTEL_SDK_DISABLED", boolean); err != nil {
 		return e, err
 	}
@@ -159,37 +165,45 @@ func readEnvironment() (e environment, err error) {
 		}
 	}
 	for s := range signals {
-		e.read(s)
+		if err := e.read(s, allowPlaintext); err != nil {
+			return e, err
+		}
 	}
 	return e, nil
 }
 
-// Check returns the error that [Open] would return because of a variable.
-func Check() error {
-	_, err := readEnvironment()
-	return err
+// Check returns the error that [Open] would return because of a variable, a [*VariableError]. plaintext
+// are the variables with URLs to which telemetry goes without TLS, on other machines. There are none if
+// allowPlaintext is false.
+func Check(allowPlaintext bool) (plaintext []string, err error) {
+	e, err := readEnvironment(allowPlaintext)
+	return e.plaintext, err
 }
 
 // read reads what is asked for one signal.
-func (e *environment) read(s signal) {
-	of := func(name string) (string, string) {
-		for _, full := range []string{"OTEL_EXPORTER_OTLP_" + s.variable() + "_" + name, "OTEL_EXPORTER_OTLP_" + name} {
-			if v := value(full); v != "" {
-				return full, v
-			}
-		}
-		return "", ""
-	}
-	_, to := of("ENDPOINT")
+func (e *environment) read(s signal, allowPlaintext bool) error {
+	name, to := variableOf(s, "ENDPOINT")
 	exporter := value("OTEL_" + s.variable() + "_EXPORTER")
 	in := &e.signals[s]
 	in.on = exporter == "otlp" || exporter == "" && to != ""
-	_, p := of("PROTOCOL")
+	_, p := variableOf(s, "PROTOCOL")
 	in.grpc = p == "grpc"
-	name, secret := of("HEADERS")
-	if u := endpointOf(to); in.on && secret != "" && u != nil && u.Scheme == "http" && otherMachine(u) && !slices.Contains(e.exposed, name) {
-		e.exposed = append(e.exposed, name)
+	u := endpointOf(to)
+	if !in.on || u == nil {
+		return nil
 	}
+	// Some of the libraries obey the URL, and some the variable, which then undoes https.
+	if insecure, v := variableOf(s, "INSECURE"); v != "" && strings.EqualFold(v, "true") != (u.Scheme == "http") {
+		return &VariableError{insecure, "contradicts the " + u.Scheme + " URL of " + name + ": leave it out"}
+	}
+	if u.Scheme != "http" || !otherMachine(u) || slices.Contains(e.plaintext, name) {
+		return nil
+	}
+	if !allowPlaintext {
+		return &VariableError{name, "must be a URL with https, because the collector is on another machine; or give --allow-plaintext-telemetry, if something else encrypts"}
+	}
+	e.plaintext = append(e.plaintext, name)
+	return nil
 }
 
 func check(name string, r rule) error {
@@ -265,25 +279,37 @@ func validPairs(v string) bool {
 	return true
 }
 
-// The exporters read their variables by themselves.
+// The exporters read all other variables by themselves. gRPC has no redirects.
 
 func (e *environment) newSpanExporter(ctx context.Context) (sdktrace.SpanExporter, error) {
 	if e.signals[traces].grpc {
-		return otlptracegrpc.New(ctx)
+		return otlptracegrpc.New(ctx, otlptracegrpc.WithDialOption(grpc.WithNoProxy()))
 	}
-	return otlptracehttp.New(ctx)
+	client, err := httpClient(traces)
+	if err != nil {
+		return nil, err
+	}
+	return otlptracehttp.New(ctx, otlptracehttp.WithHTTPClient(client))
 }
 
 func (e *environment) newMetricExporter(ctx context.Context) (sdkmetric.Exporter, error) {
 	if e.signals[metrics].grpc {
-		return otlpmetricgrpc.New(ctx)
+		return otlpmetricgrpc.New(ctx, otlpmetricgrpc.WithDialOption(grpc.WithNoProxy()))
 	}
-	return otlpmetrichttp.New(ctx)
+	client, err := httpClient(metrics)
+	if err != nil {
+		return nil, err
+	}
+	return otlpmetrichttp.New(ctx, otlpmetrichttp.WithHTTPClient(client))
 }
 
 func (e *environment) newLogExporter(ctx context.Context) (sdklog.Exporter, error) {
 	if e.signals[logs].grpc {
-		return otlploggrpc.New(ctx)
+		return otlploggrpc.New(ctx, otlploggrpc.WithDialOption(grpc.WithNoProxy()))
 	}
-	return otlploghttp.New(ctx)
+	client, err := httpClient(logs)
+	if err != nil {
+		return nil, err
+	}
+	return otlploghttp.New(ctx, otlploghttp.WithHTTPClient(client))
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +40,8 @@ type Config struct {
 	Log *slog.Logger
 	// Level is the least level of the log lines that are sent.
 	Level slog.Leveler
+	// AllowPlaintext lets telemetry go to another machine without TLS.
+	AllowPlaintext bool
 }
 
 // Telemetry is what the environment asks for. Signals that it does not ask for are off, and cost
@@ -69,7 +72,7 @@ func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	for s := range signals {
 		t.failures.WithLabelValues(s.String())
 	}
-	if t.env, err = readEnvironment(); err != nil {
+	if t.env, err = readEnvironment(cfg.AllowPlaintext); err != nil {
 		return nil, err
 	}
 	t.sending, t.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -94,8 +97,8 @@ func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 			return nil, err
 		}
 	}
-	for _, name := range t.env.exposed {
-		cfg.Log.Warn("telemetry is sent to another machine without TLS, together with the headers that "+name+" sets: use a URL with https", "variable", name)
+	for _, name := range t.env.plaintext {
+		cfg.Log.Warn("telemetry is sent to another machine without TLS, with credentials in headers if there are any: use a URL with https", "variable", name)
 	}
 	return t, nil
 }
@@ -265,5 +268,5 @@ func (h withTrace) WithGroup(name string) slog.Handler { return withTrace{h.Hand
 func otherMachine(u *url.URL) bool {
 	host := u.Hostname()
 	ip := net.ParseIP(host)
-	return host != "localhost" && (ip == nil || !ip.IsLoopback())
+	return !strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") && (ip == nil || !ip.IsLoopback())
 }
