@@ -38,11 +38,18 @@ func (f *listenFlags) observe(ctx context.Context, stderr io.Writer) (*observed,
 	var err error
 	o.Telemetry, err = telemetry.Open(ctx, telemetry.Config{Version: version, Name: f.name(), Log: local, Level: f.level()})
 	if err != nil {
+		o.lines.Close()
 		return nil, misuse("%w", err)
 	}
 	// The server gives the newest warnings and errors to support-bundle, also those from before it was made.
 	o.log = slog.New(recentlog.Wrap(o.Logger(local.Handler()).Handler()))
 	return o, nil
+}
+
+// Close sends what is left of the telemetry, and writes what is left of the log. Both are bounded.
+func (o *observed) Close() {
+	o.Telemetry.Close()
+	o.lines.Close()
 }
 
 // open opens a database whose statements are traced.

@@ -180,43 +180,55 @@ func (t *Telemetry) SendMetrics(g prometheus.Gatherer) {
 func (t *Telemetry) Failures() prometheus.Collector { return t.failures }
 
 // Close sends what is left, for at most five seconds, or one if the last attempt failed. What is not
-// sent by then is dropped.
+// sent by then is dropped. A log that blocks delays it by at most a second.
 func (t *Telemetry) Close() {
 	t.closed.Do(func() {
 		limit := closeTimeout
 		for _, s := range t.senders {
-			if s.failing() {
+			if s.failed.Load() {
 				limit = closeTimeoutAway
 			}
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
+		var late [signals]bool
 		var wg sync.WaitGroup
 		if t.traces != nil {
-			wg.Go(func() { t.closeOne(ctx, traces, t.traces.Shutdown) })
+			wg.Go(func() { late[traces] = closeOne(ctx, t.traces.Shutdown) })
 		}
 		if t.metrics != nil {
-			wg.Go(func() { t.closeOne(ctx, metrics, t.metrics.Shutdown) })
+			wg.Go(func() { late[metrics] = closeOne(ctx, t.metrics.Shutdown) })
 		}
 		if t.logs != nil {
-			wg.Go(func() { t.closeOne(ctx, logs, t.logs.Shutdown) })
+			wg.Go(func() { late[logs] = closeOne(ctx, t.logs.Shutdown) })
 		}
 		wg.Wait()
 		t.stop()
+		logged := make(chan struct{})
+		go func() {
+			defer close(logged)
+			for s, late := range late {
+				if late {
+					t.cfg.Log.Warn("telemetry that was left at the end is dropped, because it could not be sent in time", "signal", signal(s).String())
+				}
+			}
+		}()
+		select {
+		case <-logged:
+		case <-time.After(flushTimeout):
+		}
 	})
 }
 
-func (t *Telemetry) closeOne(ctx context.Context, s signal, shutdown func(context.Context) error) {
+// closeOne reports whether a signal was not closed in time.
+func closeOne(ctx context.Context, shutdown func(context.Context) error) (late bool) {
 	ended := make(chan error, 1)
 	go func() { ended <- shutdown(ctx) }()
-	var err error
 	select {
-	case err = <-ended:
+	case err := <-ended:
+		return errors.Is(err, context.DeadlineExceeded)
 	case <-ctx.Done(): // also if the library does not look at ctx
-		err = ctx.Err()
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		t.cfg.Log.Warn("telemetry that was left at the end is dropped, because it could not be sent in time", "signal", s.String())
+		return true
 	}
 }
 
