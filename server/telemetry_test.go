@@ -46,7 +46,7 @@ func traced(t *testing.T) (*servertest.Server, *telemetry.Telemetry) {
 	t.Cleanup(db.Close)
 	s := servertest.On(t, url, func(c *server.Config) {
 		c.DB, c.TracerProvider, c.Log = db, tel.Tracing(), tel.Logger(local.Handler())
-		c.Collectors = append(c.Collectors, tel.Failures())
+		c.Collectors = append(c.Collectors, tel.Failures()...)
 	})
 	s.MustLoadShop()
 	return s, tel
@@ -285,6 +285,10 @@ func TestCollectorIsAway(t *testing.T) {
 					return regexp.MustCompile(`cedarpost_telemetry_failures_total\{signal="(traces|metrics)"\} [1-9]`).MatchString(text)
 				})
 			}
+			waitFor(t, "spans that are dropped are counted", func() bool {
+				text, _ := scrape(t, s.Ops, "text/plain")
+				return regexp.MustCompile(`cedarpost_telemetry_dropped_total\{signal="traces"\} [1-9]`).MatchString(text)
+			})
 			s.Stop()
 			ended := make(chan struct{})
 			go func() { tel.Close(); close(ended) }()

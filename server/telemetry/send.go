@@ -83,11 +83,16 @@ func (s *sender) due(now time.Time) (report bool, more int) {
 type spanSender struct {
 	sdktrace.SpanExporter
 	s *sender
+	q *queued
 }
 
 // ExportSpans implements sdktrace.SpanExporter.
 func (e spanSender) ExportSpans(ctx context.Context, list []sdktrace.ReadOnlySpan) error {
-	return e.s.send(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, list) })
+	return e.s.send(ctx, func(ctx context.Context) error {
+		err := e.SpanExporter.ExportSpans(ctx, list)
+		e.q.leave(len(list), err)
+		return err
+	})
 }
 
 type metricSender struct {
@@ -103,11 +108,16 @@ func (e metricSender) Export(ctx context.Context, list *metricdata.ResourceMetri
 type logSender struct {
 	sdklog.Exporter
 	s *sender
+	q *queued
 }
 
 // Export implements sdklog.Exporter.
 func (e logSender) Export(ctx context.Context, list []sdklog.Record) error {
-	return e.s.send(ctx, func(ctx context.Context) error { return e.Exporter.Export(ctx, list) })
+	return e.s.send(ctx, func(ctx context.Context) error {
+		err := e.Exporter.Export(ctx, list)
+		e.q.leave(len(list), err)
+		return err
+	})
 }
 
 // producer reads the metrics of Prometheus. The bridge puts the hexadecimal text of trace ids where

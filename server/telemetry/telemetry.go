@@ -48,6 +48,7 @@ type Telemetry struct {
 	env      environment
 	resource *resource.Resource
 	failures *prometheus.CounterVec // signal
+	dropped  *prometheus.CounterVec // signal
 	senders  []*sender
 	// sending ends when Close has waited long enough. It ends attempts that are under way.
 	sending context.Context
@@ -65,7 +66,12 @@ type Telemetry struct {
 // libraries of OpenTelemetry report for the whole process, the log gets a few.
 func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	t := &Telemetry{cfg: cfg, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to a collector of OpenTelemetry that failed, by signal: traces, metrics or logs."}, []string{"signal"})}
+		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to a collector of OpenTelemetry that failed, by signal: traces, metrics or logs."}, []string{"signal"}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_telemetry_dropped_total", Help: "Spans (traces) and log lines (logs) that were not sent: their queue was full, or the attempt to send them failed."}, []string{"signal"})}
+	for _, s := range []signal{traces, logs} {
+		t.dropped.WithLabelValues(s.String())
+	}
 	for s := range signals {
 		t.failures.WithLabelValues(s.String())
 	}
@@ -81,7 +87,7 @@ func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	}
 	library := &sender{t: t, what: "telemetry"}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { library.note(err) }))
-	otel.SetLogger(logr.FromSlogHandler(atLeast{cfg.Log.Handler(), slog.LevelWarn}))
+	otel.SetLogger(logr.FromSlogHandler(newLibraryLog(cfg.Log.Handler())))
 	for _, open := range []struct {
 		signal signal
 		open   func(context.Context) error
@@ -117,7 +123,9 @@ func (t *Telemetry) openTraces(ctx context.Context) error {
 	}
 	// The sampler and the bounds of spans and of the queue are those of the environment. A span that
 	// finds the queue full is dropped.
-	t.traces = sdktrace.NewTracerProvider(sdktrace.WithResource(t.resource), sdktrace.WithBatcher(spanSender{out, t.newSender(traces)}))
+	q := newQueued("OTEL_BSP_MAX_QUEUE_SIZE", t.dropped.WithLabelValues(traces.String()))
+	batches := sdktrace.NewBatchSpanProcessor(spanSender{out, t.newSender(traces), q})
+	t.traces = sdktrace.NewTracerProvider(sdktrace.WithResource(t.resource), sdktrace.WithSpanProcessor(spanQueue{batches, q}))
 	return nil
 }
 
@@ -135,7 +143,9 @@ func (t *Telemetry) openLogs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.logs = sdklog.NewLoggerProvider(sdklog.WithResource(t.resource), sdklog.WithProcessor(sdklog.NewBatchProcessor(logSender{out, t.newSender(logs)})))
+	q := newQueued("OTEL_BLRP_MAX_QUEUE_SIZE", t.dropped.WithLabelValues(logs.String()))
+	batches := sdklog.NewBatchProcessor(logSender{out, t.newSender(logs), q})
+	t.logs = sdklog.NewLoggerProvider(sdklog.WithResource(t.resource), sdklog.WithProcessor(lineQueue{batches, q}))
 	return nil
 }
 
@@ -176,8 +186,10 @@ func (t *Telemetry) SendMetrics(g prometheus.Gatherer) {
 	t.metrics = sdkmetric.NewMeterProvider(sdkmetric.WithResource(t.resource), sdkmetric.WithReader(reader))
 }
 
-// Failures returns the metric that counts what could not be sent.
-func (t *Telemetry) Failures() prometheus.Collector { return t.failures }
+// Failures returns the metrics that count what could not be sent.
+func (t *Telemetry) Failures() []prometheus.Collector {
+	return []prometheus.Collector{t.failures, t.dropped}
+}
 
 // Close sends what is left, for at most five seconds, or one if the last attempt failed. What is not
 // sent by then is dropped. A log that blocks delays it by at most a second.
