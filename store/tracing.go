@@ -41,9 +41,7 @@ func errorClass(err error) error {
 			return class
 		}
 	}
-	var state *pgconn.PgError
-	switch {
-	case errors.As(err, &state):
+	if state, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return &pgconn.PgError{Severity: state.Severity, Code: state.Code, Message: "the statement failed"}
 	}
 	return errConnection
