@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -22,7 +23,9 @@ import (
 const (
 	readyInterval = time.Second
 	readyTimeout  = 2 * time.Second
-	maxWatches    = 64 // of health, open at once on one plane; half of them from one address
+	// maxFoundAge is longer than a look at the database takes, with the pause before it.
+	maxFoundAge = 5 * readyTimeout
+	maxWatches  = 64 // of health, open at once on one plane; half of them from one address
 )
 
 // readiness says whether the server can decide now. One loop asks the database, and calls of
@@ -31,18 +34,25 @@ const (
 type readiness struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	found    atomic.Pointer[[]reason] // the result of the last look at the database; never a nil pointer
-	started  atomic.Bool              // the server was ready once
-	stopping chan struct{}            // closed when the server stops
-	recorder *decisionlog.Recorder    // nil until New has made it
+	found    atomic.Pointer[found] // the result of the last look at the database; never nil
+	started  atomic.Bool           // the server was ready once
+	stopping chan struct{}         // closed when the server stops
+	recorder *decisionlog.Recorder // nil until New has made it
 	clock    *skew
 	cert     *certificate // nil: no TLS
 	clients  *clientCAs   // nil: no client certificates
 }
 
+// found is the result of a look at the database.
+type found struct {
+	at       time.Time
+	reasons  []reason
+	warnings []string
+}
+
 func newReadiness(db *store.DB, f *snapshot.Follower, log *slog.Logger) *readiness {
 	r := &readiness{db: db, follower: f, stopping: make(chan struct{}), clock: &skew{log: log}}
-	r.found.Store(&[]reason{{reasonDatabase, "the server has not looked at its database yet"}})
+	r.found.Store(&found{at: time.Now(), reasons: []reason{{reasonDatabase, "the server has not looked at its database yet"}}})
 	return r
 }
 
@@ -67,18 +77,39 @@ func (r *readiness) look(ctx context.Context) {
 	asked := time.Now()
 	days := []time.Time{asked.UTC(), asked.UTC().AddDate(0, 0, 1)}
 	ready, clock, err := r.db.PartitionsReady(ctx, days...)
-	var found []reason
+	found := found{at: time.Now()}
 	if err != nil {
-		found = append(found, reason{reasonDatabase, "the database does not answer"})
+		found.reasons = append(found.reasons, reason{reasonDatabase, "the database does not answer"})
 	} else {
 		r.clock.note(asked, time.Now(), clock)
 	}
 	for i, ok := range ready {
 		if !ok && (r.recorder == nil || !r.recorder.EnsurePartition(ctx, days[i])) {
-			found = append(found, reason{reasonPartition, "the decision log has no partition for " + days[i].Format(time.DateOnly)})
+			found.noPartition(days[i], asked)
 		}
 	}
 	r.found.Store(&found)
+}
+
+// noPartition notes that the log has no partition for a day. That of tomorrow is a reason only in the
+// last hour before it is needed, because all servers have the same reason, and until then an operator
+// can help while they decide.
+func (f *found) noPartition(day, now time.Time) {
+	text := "the decision log has no partition for " + day.Format(time.DateOnly)
+	if day.UTC().Truncate(24*time.Hour).Sub(now) > time.Hour {
+		f.warnings = append(f.warnings, reasonPartition+": "+text)
+		return
+	}
+	f.reasons = append(f.reasons, reason{reasonPartition, text})
+}
+
+// lastLook returns what the last look at the database has found, unless it is too old to count.
+func (r *readiness) lastLook() found {
+	last := *r.found.Load()
+	if age := time.Since(last.at); age > maxFoundAge {
+		return found{reasons: []reason{{reasonDatabase, fmt.Sprintf("the server has not looked at its database for %v", age.Round(time.Second))}}}
+	}
+	return last
 }
 
 // stop makes the server unready for good, and ends all watches.

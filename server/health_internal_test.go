@@ -37,7 +37,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 	ready := newReadiness(db, nil, slog.New(slog.DiscardHandler))
 	ready.recorder = r
 	ready.look(t.Context())
-	if found := *ready.found.Load(); len(found) > 0 {
+	if found := ready.lastLook(); len(found.reasons)+len(found.warnings) > 0 {
 		t.Error(found)
 	}
 }

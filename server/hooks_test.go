@@ -137,7 +137,8 @@ func ShadowNow() (option func(*Config), now func()) {
 // ReasonNames are the names of the reasons why a server is not ready.
 var ReasonNames = reasonNames
 
-// DrainUntil makes a server that stops serve on until a channel is closed.
-func DrainUntil(over <-chan struct{}) func(*Config) {
-	return func(c *Config) { c.DrainDelay, c.drained = time.Hour, over }
+// DrainUntil makes a server that stops serve on until over is closed. The last part of that begins when
+// leaving is closed.
+func DrainUntil(leaving, over <-chan struct{}) func(*Config) {
+	return func(c *Config) { c.DrainDelay, c.leaving, c.drained = time.Hour, leaving, over }
 }

@@ -122,9 +122,9 @@ func TestRetentionOfTheDatabaseIsTheLeast(t *testing.T) {
 	}
 }
 
-// A server that has no partition for tomorrow is unready today, and makes the partition as soon
-// as it can.
-func TestUnreadyWithoutTomorrow(t *testing.T) {
+// A server that has no partition for tomorrow warns today, is unready in the last hour of today, and makes
+// the partition as soon as it can.
+func TestWarningWithoutTomorrow(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	s := servertest.New(t)
 	conn := servertest.Session(t, s.URL)
@@ -133,15 +133,19 @@ func TestUnreadyWithoutTomorrow(t *testing.T) {
 	for _, table := range []string{"decisions", "events"} {
 		// Made by hand, because the server itself tries only every ten seconds.
 		servertest.MustExec(t, conn, "select create_log_partitions(current_date, 3)")
-		servertest.Eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+		servertest.Eventually(t, "ready", func() bool { _, text := readyz(t, s); return text == "ready" })
 		servertest.MustExec(t, conn, "drop table "+table+tomorrow.Format("_20060102"))
-		servertest.Eventually(t, "not ready without "+table, func() bool {
-			status, reason := readyz(t, s)
-			return status == http.StatusServiceUnavailable && reason == "not ready: the decision log has no partition for "+tomorrow.Format(time.DateOnly)
+		servertest.Eventually(t, "warning without "+table, func() bool {
+			status, text := readyz(t, s)
+			missing := "the decision log has no partition for " + tomorrow.Format(time.DateOnly)
+			if time.Until(tomorrow.Truncate(24*time.Hour)) <= time.Hour {
+				return status == http.StatusServiceUnavailable && text == "not ready: "+missing
+			}
+			return status == http.StatusOK && text == "ready\nwarning: partition: "+missing
 		})
 	}
 	servertest.MustExec(t, conn, "grant execute on function create_log_partitions to cedarpost_app")
-	servertest.Eventually(t, "ready again", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+	servertest.Eventually(t, "ready again", func() bool { _, text := readyz(t, s); return text == "ready" })
 }
 
 // The whole service works with a login that has only the three roles.

@@ -57,7 +57,8 @@ func TestAnalyzeChangeOfValuesThatLookMasked(t *testing.T) {
 	t.Parallel()
 	s := servertest.New(t)
 	schema := strings.Replace(wardSchema, "resource: [Patient], context: {} };", "resource: [Patient], context: { r: { __masked: String } } };", 1)
-	schema = schema[:strings.Index(schema, "  action \"Read.field\"")] + "}"
+	schema, _, _ = strings.Cut(schema, "  action \"Read.field\"")
+	schema += "}"
 	s.MustApply("w", "schema.cedarschema", schema, "p.cedar", `@id("p") permit (principal, action == W::Action::"Read", resource) when { context.r.__masked == "ab" };`)
 	authorize(t, s, &cedarpostv1.AuthorizeRequest{Principal: servertest.UID(`W::Person::"a"`), Action: servertest.UID(`W::Action::"Read"`),
 		Resource: servertest.UID(`W::Patient::"p"`), Context: structOf(t, `{"r":{"__masked":"ab"}}`)})

@@ -21,13 +21,12 @@ const (
 	reasonBehind      = "behind"
 	reasonPolicy      = "policy"
 	reasonLog         = "log"
-	reasonClock       = "clock"
 	reasonCertificate = "certificate"
 	reasonClientCA    = "client_ca"
 )
 
 var reasonNames = []string{
-	reasonStopping, reasonDatabase, reasonPartition, reasonBehind, reasonPolicy, reasonLog, reasonClock, reasonCertificate, reasonClientCA,
+	reasonStopping, reasonDatabase, reasonPartition, reasonBehind, reasonPolicy, reasonLog, reasonCertificate, reasonClientCA,
 }
 
 // reason is why a server is not ready, or what a warning is about. The text is for operators, and
@@ -48,7 +47,7 @@ func (r *readiness) reasons() (list []reason) {
 	if isClosed(r.stopping) {
 		list = append(list, reason{reasonStopping, "the server is stopping"})
 	}
-	list = append(list, *r.found.Load()...)
+	list = append(list, r.lastLook().reasons...)
 	if _, err := r.follower.Current(); err != nil {
 		add(reasonBehind, err)
 		if errors.Is(r.follower.Trouble(), stored.ErrCompile) {
@@ -57,9 +56,6 @@ func (r *readiness) reasons() (list []reason) {
 	}
 	if r.recorder != nil {
 		add(reasonLog, r.recorder.Outage())
-	}
-	if text := r.clock.problem(); text != "" {
-		list = append(list, reason{reasonClock, text})
 	}
 	if r.cert != nil {
 		add(reasonCertificate, r.cert.err())
@@ -73,7 +69,7 @@ func (r *readiness) reasons() (list []reason) {
 // warnings lists problems that need an operator although the server decides. Each begins
 // with what it is about, like "signing: ".
 func (s *Server) warnings() (list []string) {
-	all := []string{s.signer.Warning(), s.ready.clock.warning()}
+	all := append([]string{s.signer.Warning(), s.ready.clock.warning()}, s.ready.lastLook().warnings...)
 	if s.cert != nil {
 		all = append(all, s.cert.warning())
 	}

@@ -52,29 +52,23 @@ func askHealth(t *testing.T, s *servertest.Server, path string) (h healthJSON, s
 func TestAllReasonsAtOnce(t *testing.T) {
 	t.Parallel() // it takes long
 	certFile, keyFile := server.WritePair(t, t.TempDir(), "expired", time.Now().Add(-time.Hour))
-	skewed, set := skewedClock(t, storetest.New(t))
-	s := servertest.On(t, skewed, func(c *server.Config) {
+	s := servertest.On(t, storetest.New(t), func(c *server.Config) {
 		c.TLSCert, c.TLSKey, c.MaxStaleness = certFile, keyFile, time.Second
 	})
 	if h, status := askHealth(t, s, "/readyz"); status != http.StatusServiceUnavailable || !slices.Equal(h.names(), []string{"certificate"}) || len(h.Warnings) == 0 || h.Warnings[0].Name != "certificate" {
 		t.Errorf("%d, %+v", status, h)
 	}
-	set("-10 min")
-	servertest.Eventually(t, "the clock is a reason, too", func() bool {
-		h, _ := askHealth(t, s, "/readyz")
-		return slices.Equal(h.names(), []string{"clock", "certificate"})
-	})
 	locker := servertest.Session(t, s.URL)
 	servertest.MustExec(t, locker, "begin; lock table pg_catalog.pg_inherits, revision")
-	want := []string{"database", "behind", "clock", "certificate"}
-	servertest.Eventually(t, "four reasons", func() bool {
+	want := []string{"database", "behind", "certificate"}
+	servertest.Eventually(t, "three reasons", func() bool {
 		h, _ := askHealth(t, s, "/readyz")
 		return slices.Equal(h.names(), want)
 	})
 	_, text := readyz(t, s)
 	for _, line := range []string{
 		"not ready: the database does not answer", "not ready: policy and data are older than this server may use",
-		"not ready: this server is +", "not ready: the TLS certificate has expired at ", "warning: certificate: it has expired at ",
+		"not ready: the TLS certificate has expired at ", "warning: certificate: it has expired at ",
 	} {
 		if !strings.Contains("\n"+text, "\n"+line) {
 			t.Errorf("no line %q in\n%s", line, text)
@@ -83,7 +77,7 @@ func TestAllReasonsAtOnce(t *testing.T) {
 	if n := number(t, s, "cedarpost_ready"); n != 0 {
 		t.Errorf("ready %v", n)
 	}
-	for _, name := range []string{"stopping", "database", "partition", "behind", "policy", "log", "clock", "certificate", "client_ca"} {
+	for _, name := range []string{"stopping", "database", "partition", "behind", "policy", "log", "certificate", "client_ca"} {
 		is := 0.0
 		if slices.Contains(want, name) {
 			is = 1
@@ -98,32 +92,35 @@ func TestAllReasonsAtOnce(t *testing.T) {
 // The probe of the start fails until the server was ready once, and never after that.
 func TestStartIsOverOnce(t *testing.T) {
 	t.Parallel() // it takes long
-	skewed, set := skewedClock(t, storetest.New(t))
-	set("10 min")
-	s := servertest.On(t, skewed)
-	if reply := send(t, http.MethodGet, s.Ops+"/startupz"); reply.code != http.StatusServiceUnavailable || !strings.HasPrefix(reply.body, "not started: this server is -") {
+	dir := t.TempDir()
+	certFile, keyFile := server.WritePair(t, dir, "expired", time.Now().Add(-time.Hour))
+	s := servertest.New(t, func(c *server.Config) { c.TLSCert, c.TLSKey = certFile, keyFile })
+	if reply := send(t, http.MethodGet, s.Ops+"/startupz"); reply.code != http.StatusServiceUnavailable || !strings.HasPrefix(reply.body, "not started: the TLS certificate has expired at ") {
 		t.Errorf("%d %s", reply.code, reply.body)
 	}
 	if reply := send(t, http.MethodGet, s.Ops+"/livez"); reply.code != http.StatusOK {
 		t.Errorf("%d %s", reply.code, reply.body)
 	}
-	set("0 s")
+	server.WritePair(t, dir, "valid", time.Now().AddDate(1, 0, 0))
 	servertest.Eventually(t, "started", func() bool { _, status := askHealth(t, s, "/startupz"); return status == http.StatusOK })
 	if n := number(t, s, "cedarpost_ready"); n != 1 {
 		t.Errorf("ready %v", n)
 	}
-	set("10 min")
+	locker := servertest.Session(t, s.URL)
+	servertest.MustExec(t, locker, "begin; lock table pg_catalog.pg_inherits")
 	servertest.Eventually(t, "not ready", func() bool { _, status := askHealth(t, s, "/readyz"); return status != http.StatusOK })
 	if h, status := askHealth(t, s, "/startupz"); status != http.StatusOK || !h.Ready {
 		t.Errorf("%d, %+v", status, h)
 	}
+	servertest.MustExec(t, locker, "rollback")
 }
 
-// During the delay before its listeners close, a server is not ready and answers all calls. Each answer
-// is the last one of its connection, and the watches of callers end.
+// During the delay before its listeners close, a server is not ready and answers all calls. The answer is
+// the last one of a connection from before, and in the last part of the delay of each connection. The
+// watches of callers end.
 func TestDrainDelay(t *testing.T) {
-	over := make(chan struct{})
-	s := docServer(t, server.DrainUntil(over))
+	leaving, over := make(chan struct{}), make(chan struct{})
+	s := docServer(t, server.DrainUntil(leaving, over))
 	var dials atomic.Int64
 	client := func(protocols func(*http.Protocols)) cedarpostv1connect.AuthorizationServiceClient {
 		p := new(http.Protocols)
@@ -200,8 +197,21 @@ func TestDrainDelay(t *testing.T) {
 				t.Errorf("a watch begins: %v", err)
 			}
 		}
-		t.Logf("%d connections for a call and three watches", dials.Load()-before)
-		servertest.Eventually(t, "calls use new connections", func() bool { asks(c); return dials.Load() > before+1 || t.Failed() })
+		servertest.Eventually(t, "calls use a new connection", func() bool { asks(c); return dials.Load() > before || t.Failed() })
+	}
+	before := dials.Load()
+	for _, c := range []cedarpostv1connect.AuthorizationServiceClient{one, two} {
+		for range 20 {
+			asks(c)
+		}
+	}
+	if n := dials.Load() - before; n > 4 { // each client may have had a watch on a connection of its own
+		t.Errorf("%d connections for 40 calls", n)
+	}
+	close(leaving)
+	for _, c := range []cedarpostv1connect.AuthorizationServiceClient{one, two} {
+		before := dials.Load()
+		servertest.Eventually(t, "each call uses a new connection", func() bool { asks(c); return dials.Load() > before+1 || t.Failed() })
 	}
 }
 

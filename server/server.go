@@ -141,6 +141,7 @@ type Config struct {
 	answerBytes int64    // of each plane; 0: the default
 	// shadowNow makes the server look for changes in shadow, and close the channel that it got, for tests.
 	shadowNow chan chan struct{}
+	leaving   <-chan struct{} // closed when the last part of DrainDelay begins early, for tests
 	drained   <-chan struct{} // closed when DrainDelay is over early, for tests
 }
 
@@ -182,6 +183,7 @@ type Server struct {
 	follower *snapshot.Follower
 	gate     *gate
 	ready    *readiness
+	leaving  chan struct{} // closed shortly before the listeners of a server that stops close
 	recorder *decisionlog.Recorder
 	signer   *decisionlog.Signer
 	// noted records failed authentication, refused bundles and probing.
@@ -233,7 +235,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}
 	s := &Server{
-		cfg: cfg, id: uuid.New(), registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
+		cfg: cfg, id: uuid.New(), leaving: make(chan struct{}), registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
 		tracing: newTracing(cfg.TracerProvider), frequent: newSampler(cfg.Log.Handler()),
 	}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
@@ -433,10 +435,10 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
-		Handler: lastCalls(h, s.ready.stopping), Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
+		Handler: lastCalls(h, s.ready.stopping, s.leaving), Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		ReadHeaderTimeout: s.cfg.times.header, ReadTimeout: s.cfg.times.read,
 		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
-		ErrorLog: httpLog(s.frequent), ConnContext: withConn,
+		ErrorLog: httpLog(s.frequent), ConnContext: s.connContext,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer},
 	}
 	if s.cert != nil && !open {

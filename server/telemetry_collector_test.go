@@ -48,7 +48,7 @@ func TestRealCollector(t *testing.T) {
 			s.Stop()
 			tel.Close()
 			failures := prometheus.NewPedanticRegistry()
-			failures.MustRegister(tel.Failures())
+			failures.MustRegister(tel.Failures()...)
 			families, err := failures.Gather()
 			if err != nil || len(families) != 1 || len(families[0].GetMetric()) != 3 {
 				t.Fatalf("%v, %v", families, err)

@@ -46,7 +46,7 @@ func traced(t *testing.T, more ...func(*server.Config)) (*servertest.Server, *te
 	t.Cleanup(db.Close)
 	s := servertest.On(t, url, func(c *server.Config) {
 		c.DB, c.TracerProvider, c.Log = db, tel.Tracing(), tel.Logger(local.Handler())
-		c.Collectors = append(c.Collectors, tel.Failures())
+		c.Collectors = append(c.Collectors, tel.Failures()...)
 		for _, set := range more {
 			set(c)
 		}
@@ -313,7 +313,7 @@ func TestCollectorIsAway(t *testing.T) {
 			if err != nil {
 				return
 			}
-			defer func() { _ = c.Close() }()
+			t.Cleanup(func() { _ = c.Close() })
 		}
 	}()
 	gone, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -341,6 +341,10 @@ func TestCollectorIsAway(t *testing.T) {
 					return regexp.MustCompile(`cedarpost_telemetry_failures_total\{signal="(traces|metrics)"\} [1-9]`).MatchString(text)
 				})
 			}
+			servertest.Eventually(t, "spans that are dropped are counted", func() bool {
+				text, _ := scrape(t, s.Ops, "text/plain")
+				return regexp.MustCompile(`cedarpost_telemetry_dropped_total\{signal="traces"\} [1-9]`).MatchString(text)
+			})
 			s.Stop()
 			ended := make(chan struct{})
 			go func() { tel.Close(); close(ended) }()

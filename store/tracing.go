@@ -30,14 +30,18 @@ func newQueryTracer(p trace.TracerProvider) pgx.QueryTracer {
 
 func sampled(ctx context.Context) bool { return trace.SpanFromContext(ctx).IsRecording() }
 
-// errorClass returns an error that says only of which class err is, because an error text of Postgres can
-// contain values of the statement.
+// errorClass returns an error with no other text than its class, because the text of Postgres can have
+// values of the statement, and that of a connection has its user, database and address.
 func errorClass(err error) error {
-	var state *pgconn.PgError
-	switch {
-	case err == nil, errors.Is(err, pgx.ErrNoRows), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errors.As(err, &state):
+	if err == nil {
+		return nil
+	}
+	for _, class := range []error{pgx.ErrNoRows, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, class) {
+			return class
+		}
+	}
+	if state, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return &pgconn.PgError{Severity: state.Severity, Code: state.Code, Message: "the statement failed"}
 	}
 	return errConnection

@@ -33,16 +33,25 @@ type observed struct {
 func (f *listenFlags) observe(ctx context.Context, stderr io.Writer) (*observed, error) {
 	surviveClosedPipe()
 	o := &observed{lines: telemetry.NewLines(stderr)}
-	local := f.logger(o.lines)
+	local := f.logger(o.lines).Handler()
+	// The server gives the newest warnings and errors to support-bundle, also those from before it was made,
+	// and those about the telemetry.
+	recent := recentlog.Wrap(local)
 	version, _ := buildVersion()
 	var err error
-	o.Telemetry, err = telemetry.Open(ctx, telemetry.Config{Version: version, Name: f.name(), Log: local, Level: f.level(), AllowPlaintext: f.PlainTelemetry})
+	o.Telemetry, err = telemetry.Open(ctx, telemetry.Config{Version: version, Name: f.name(), Log: slog.New(recent), Level: f.level(), AllowPlaintext: f.PlainTelemetry})
 	if err != nil {
+		o.lines.Close()
 		return nil, misuse("%w", err)
 	}
-	// The server gives the newest warnings and errors to support-bundle, also those from before it was made.
-	o.log = slog.New(recentlog.Wrap(o.Logger(local.Handler()).Handler()))
+	o.log = slog.New(recent.Around(o.Logger(local).Handler()))
 	return o, nil
+}
+
+// Close sends what is left of the telemetry, and writes what is left of the log. Both are bounded.
+func (o *observed) Close() {
+	o.Telemetry.Close()
+	o.lines.Close()
 }
 
 // open opens a database whose statements are traced.
@@ -54,5 +63,5 @@ func (o *observed) open(ctx context.Context, c store.Config) (*store.DB, error) 
 // configure gives a server what it reports with.
 func (o *observed) configure(c *server.Config) {
 	c.TracerProvider = o.Tracing()
-	c.Collectors = append(c.Collectors, o.Failures(), o.lines.Lost())
+	c.Collectors = append(append(c.Collectors, o.Failures()...), o.lines.Lost())
 }

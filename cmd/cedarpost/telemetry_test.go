@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/server/telemetry/telemetrytest"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -121,6 +125,74 @@ func TestServeSendsTelemetry(t *testing.T) {
 		if strings.Contains(string(out.Raw()), secret) {
 			t.Errorf("%s was sent", secret)
 		}
+	}
+}
+
+// A server whose stderr is a full pipe that nobody reads starts, records again after a commit has failed, and
+// ends.
+func TestServeWithFullPipe(t *testing.T) {
+	t.Parallel() // it takes long
+	dir, url := t.TempDir(), storetest.New(t)
+	keyFile := dir + "/key"
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fill(t, w)
+	cmd := exec.Command(binary, append([]string{"serve", "--development-database", "--drain-delay=1s", "--bootstrap-key-file", keyFile, "--database-url-file", write(t, dir, "url", url+"\n")}, anyPort...)...)
+	cmd.Env, cmd.Stderr = newShell().env, w
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	hangs := time.AfterFunc(3*time.Minute, func() { _ = cmd.Process.Kill() })
+	defer hangs.Stop()
+	defer func() { _ = cmd.Process.Kill() }()
+	_ = w.Close()
+	buf := make([]byte, 4096)
+	n, err := stdout.Read(buf)
+	if err != nil {
+		t.Fatalf("not started: %v", err)
+	}
+	d := &daemon{ready: string(buf[:n])}
+	client := newShell("CEDARPOST_TOKEN_FILE="+keyFile, "CEDARPOST_ADMIN_URL="+d.url("admin"), "CEDARPOST_API_URL="+d.url("decision"))
+	client.exits(t, 0, says("shop: published"), "apply", "../../policies/shop")
+	client.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), "alter table audit_batches rename to hidden"); err != nil {
+		t.Fatal(err)
+	}
+	client.exits(t, codeFailed, says("unavailable"), ask("ViewOrder", "42")...)
+	if _, err := conn.Exec(t.Context(), "alter table hidden rename to audit_batches"); err != nil {
+		t.Fatal(err)
+	}
+	client.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// fill writes to a pipe until it is full.
+func fill(t *testing.T, w *os.File) {
+	t.Helper()
+	fd := int(w.Fd())
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	for err := error(nil); err == nil; {
+		_, err = syscall.Write(fd, make([]byte, 512))
+	}
+	if err := syscall.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -3,7 +3,6 @@ package decisionlog
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -85,6 +84,7 @@ type Config struct {
 	Task func(name string, err error)
 
 	mergeEvery time.Duration // between two merges of the index; 0: mergeEvery
+	maxWaiting time.Duration // of a record for its commit, until it is an outage; 0: maxWaiting
 }
 
 // Recorder commits records in batches. One commit is in flight at a time, and the records
@@ -106,6 +106,9 @@ type Recorder struct {
 	outage atomic.Pointer[outage] // nil: none; only run changes it
 	atRisk atomic.Int64           // decisions that are answered and not yet committed
 
+	began  time.Time
+	oldest atomic.Int64 // when the oldest record of the batch in progress was queued, after began; 0: there is no batch
+
 	unmerged atomic.Bool // decisions were committed since the last merge
 	uses     policyUses
 }
@@ -116,12 +119,13 @@ type pendingRecord struct {
 	span      trace.Span      // of the call, if it is sampled; else nil
 	decisions []store.Decision
 	events    []store.Event
+	queued    time.Time
 	bytes     int        // of their records
 	err       chan error // gets the outcome of the commit, once
 }
 
 func newPending(ctx context.Context, decisions []store.Decision, events []store.Event) *pendingRecord {
-	p := &pendingRecord{ctx: ctx, decisions: decisions, events: events, err: make(chan error, 1)}
+	p := &pendingRecord{ctx: ctx, decisions: decisions, events: events, queued: time.Now(), err: make(chan error, 1)}
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
 		p.span = span
 	}
@@ -172,6 +176,9 @@ func NewRecorder(cfg Config) (*Recorder, error) {
 	if cfg.mergeEvery == 0 {
 		cfg.mergeEvery = mergeEvery
 	}
+	if cfg.maxWaiting == 0 {
+		cfg.maxWaiting = maxWaiting
+	}
 	if cfg.Task == nil {
 		cfg.Task = func(string, error) {}
 	}
@@ -185,6 +192,7 @@ func NewRecorder(cfg Config) (*Recorder, error) {
 		mask:       mask,
 		partitions: &partitions{db: cfg.DB, log: cfg.Log, task: cfg.Task, every: partitionsEvery},
 		queue:      make(chan *pendingRecord, recordQueue),
+		began:      time.Now(),
 		stop:       make(chan struct{}),
 		done:       make(chan struct{}),
 		merged:     make(chan struct{}),
@@ -211,55 +219,11 @@ func (r *Recorder) EnsurePartition(ctx context.Context, day time.Time) bool {
 // it. text is the value as JSON; text that is not JSON is a string without quotes.
 func (r *Recorder) MaskedHash(text string) ([]byte, error) { return r.mask.maskedHash(text) }
 
-// outage is a time in which commits to the log fail, all or some of them: on a full disk a small
-// commit can succeed now and then. It begins with a failure, and ends with the first success
-// after outageEnd without a failure.
-type outage struct {
-	first, last time.Time // when the first and the last commit failed
-	err         error     // of the last failure
-}
-
-// Outage returns why the log cannot be written, if commits have failed for more than a moment, and
-// nil otherwise. A server that is not ready gets no calls, so an idle recorder finds out by itself
-// when the outage is over.
-func (r *Recorder) Outage() error {
-	o := r.outage.Load()
-	if o == nil || o.last.Sub(o.first) < outageMoment {
-		return nil
-	}
-	why := "this server's log says why"
-	switch {
-	case store.IsDiskFull(o.err):
-		why = "the disk of the database is full"
-	case store.IsReadOnly(o.err):
-		why = "the database accepts no writes"
-	}
-	return fmt.Errorf("the decision log cannot be written for %v: %s", time.Since(o.first).Round(time.Second), why)
-}
-
-// note notes the outcome of a commit. One that fails is no outage yet, however long it took.
-func (r *Recorder) note(err error) {
-	o := r.outage.Load()
-	switch {
-	case errors.Is(err, store.ErrBehind), errors.Is(err, store.ErrRecorded), errors.Is(err, store.ErrText): // the log refused these rows only
-	case err != nil:
-		now := time.Now()
-		next := &outage{first: now, last: now, err: err}
-		if o != nil {
-			next.first = o.first
-		}
-		r.outage.Store(next)
-	case o != nil && time.Since(o.last) >= outageEnd:
-		r.outage.Store(nil)
-		if o.last.Sub(o.first) >= outageMoment {
-			r.cfg.Log.Info("the decision log can be written again", "after", time.Since(o.first).Round(time.Second))
-		}
-	}
-}
-
 // probe is the work of an idle recorder: an empty batch. While the disk is full it first writes as
 // much as a busy server does, and takes that back, because a small batch can still fit.
 func (r *Recorder) probe() {
+	r.working(time.Now())
+	defer r.idle()
 	o := r.outage.Load()
 	if o == nil || !store.IsDiskFull(o.err) {
 		_ = r.write(context.Background(), dayRows{}) // write logs its error
@@ -378,7 +342,9 @@ func (r *Recorder) run() {
 		}
 		var batch []*pendingRecord
 		batch, over = r.fill(first)
+		r.working(first.queued)
 		r.commit(batch)
+		r.idle()
 	}
 }
 

@@ -61,7 +61,7 @@ func TestBreakingPlaces(t *testing.T) {
 // file.
 func TestFindingsAboutPoliciesInJSON(t *testing.T) {
 	const policy = `{"effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"}, "annotations": {"id": "p"},
-   "conditions": [{"kind": "when", "body": {"==": {"left": {".": {"left": {"Var": "principal"}, "attr": "nmae"}}, "right": {"Value": ""}}}}]}`
+   "conditions": [{"kind": "when", "body": {"==": {"left": {".": {"left": {"Var": "principal"}, "attr": "title"}}, "right": {"Value": ""}}}}]}`
 	src := Source{Name: "b", SchemaFile: "s", Schema: "entity U { name: String }; action act appliesTo { principal: U, resource: U };",
 		Policies: []PolicyText{{File: "a.cedar.json", Text: "\n  " + policy, JSON: true}}}
 	_, found := Compile([]Source{src}, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,8 +28,9 @@ type sender struct {
 	what     string
 	failures prometheus.Counter // nil: they are not counted
 
+	failed atomic.Bool // the last attempt
+
 	mu       sync.Mutex
-	failed   bool      // the last attempt
 	reported time.Time // the last line
 	silent   int       // failures since then
 }
@@ -48,43 +50,49 @@ func (s *sender) send(ctx context.Context, attempt func(context.Context) error) 
 
 // note counts the outcome of an attempt. The first failure is logged at once, and then one a minute.
 func (s *sender) note(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	was := s.failed.Swap(err != nil)
 	if err == nil {
-		if s.failed && s.failures != nil {
+		if was && s.failures != nil {
 			s.t.cfg.Log.Info("telemetry can be sent again", "signal", s.what)
 		}
-		s.failed = false
 		return
 	}
-	s.failed = true
 	if s.failures != nil {
 		s.failures.Inc()
 	}
-	if now := time.Now(); now.Sub(s.reported) < reportEvery {
-		s.silent++
-	} else {
+	if report, more := s.due(time.Now()); report {
 		text := err.Error()
-		s.t.cfg.Log.Warn("telemetry cannot be sent, and is dropped", "signal", s.what, "more", s.silent, "err", text[:min(len(text), maxReport)])
-		s.reported, s.silent = now, 0
+		s.t.cfg.Log.Warn("telemetry cannot be sent, and is dropped", "signal", s.what, "more", more, "err", text[:min(len(text), maxReport)])
 	}
 }
 
-// failing reports whether the last attempt failed.
-func (s *sender) failing() bool {
+// due reports whether a failure is to be logged, and how many were not logged before it. The log is
+// written without a lock, because its reader may be slow.
+func (s *sender) due(now time.Time) (report bool, more int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.failed
+	if now.Sub(s.reported) < reportEvery {
+		s.silent++
+		return false, 0
+	}
+	more = s.silent
+	s.reported, s.silent = now, 0
+	return true, more
 }
 
 type spanSender struct {
 	sdktrace.SpanExporter
 	s *sender
+	q *queued
 }
 
 // ExportSpans implements sdktrace.SpanExporter.
 func (e spanSender) ExportSpans(ctx context.Context, list []sdktrace.ReadOnlySpan) error {
-	return e.s.send(ctx, func(ctx context.Context) error { return e.SpanExporter.ExportSpans(ctx, list) })
+	return e.s.send(ctx, func(ctx context.Context) error {
+		err := e.SpanExporter.ExportSpans(ctx, list)
+		e.q.leave(len(list), err)
+		return err
+	})
 }
 
 type metricSender struct {
@@ -100,11 +108,16 @@ func (e metricSender) Export(ctx context.Context, list *metricdata.ResourceMetri
 type logSender struct {
 	sdklog.Exporter
 	s *sender
+	q *queued
 }
 
 // Export implements sdklog.Exporter.
 func (e logSender) Export(ctx context.Context, list []sdklog.Record) error {
-	return e.s.send(ctx, func(ctx context.Context) error { return e.Exporter.Export(ctx, list) })
+	return e.s.send(ctx, func(ctx context.Context) error {
+		err := e.Exporter.Export(ctx, list)
+		e.q.leave(len(list), err)
+		return err
+	})
 }
 
 // producer reads the metrics of Prometheus. The bridge puts the hexadecimal text of trace ids where

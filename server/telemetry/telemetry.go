@@ -51,6 +51,7 @@ type Telemetry struct {
 	env      environment
 	resource *resource.Resource
 	failures *prometheus.CounterVec // signal
+	dropped  *prometheus.CounterVec // signal
 	senders  []*sender
 	// sending ends when Close has waited long enough. It ends attempts that are under way.
 	sending context.Context
@@ -68,7 +69,12 @@ type Telemetry struct {
 // OpenTelemetry libraries report for the whole process go to the log, at most one a minute.
 func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	t := &Telemetry{cfg: cfg, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to an OpenTelemetry collector that failed, by signal: traces, metrics or logs."}, []string{"signal"})}
+		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to a collector of OpenTelemetry that failed, by signal: traces, metrics or logs."}, []string{"signal"}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_telemetry_dropped_total", Help: "Spans (traces) and log lines (logs) that were not sent: their queue was full, or the attempt to send them failed."}, []string{"signal"})}
+	for _, s := range []signal{traces, logs} {
+		t.dropped.WithLabelValues(s.String())
+	}
 	for s := range signals {
 		t.failures.WithLabelValues(s.String())
 	}
@@ -84,7 +90,7 @@ func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	}
 	library := &sender{t: t, what: "telemetry"}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { library.note(err) }))
-	otel.SetLogger(logr.FromSlogHandler(atLeast{cfg.Log.Handler(), slog.LevelWarn}))
+	otel.SetLogger(logr.FromSlogHandler(newLibraryLog(cfg.Log.Handler())))
 	for _, open := range []struct {
 		signal signal
 		open   func(context.Context) error
@@ -120,7 +126,9 @@ func (t *Telemetry) openTraces(ctx context.Context) error {
 	}
 	// The sampler and the bounds of spans and of the queue are those of the environment. A span that
 	// finds the queue full is dropped.
-	t.traces = sdktrace.NewTracerProvider(sdktrace.WithResource(t.resource), sdktrace.WithBatcher(spanSender{out, t.newSender(traces)}))
+	q := newQueued("OTEL_BSP_MAX_QUEUE_SIZE", t.dropped.WithLabelValues(traces.String()))
+	batches := sdktrace.NewBatchSpanProcessor(spanSender{out, t.newSender(traces), q})
+	t.traces = sdktrace.NewTracerProvider(sdktrace.WithResource(t.resource), sdktrace.WithSpanProcessor(spanQueue{batches, q}))
 	return nil
 }
 
@@ -138,7 +146,9 @@ func (t *Telemetry) openLogs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.logs = sdklog.NewLoggerProvider(sdklog.WithResource(t.resource), sdklog.WithProcessor(sdklog.NewBatchProcessor(logSender{out, t.newSender(logs)})))
+	q := newQueued("OTEL_BLRP_MAX_QUEUE_SIZE", t.dropped.WithLabelValues(logs.String()))
+	batches := sdklog.NewBatchProcessor(logSender{out, t.newSender(logs), q})
+	t.logs = sdklog.NewLoggerProvider(sdklog.WithResource(t.resource), sdklog.WithProcessor(lineQueue{batches, q}))
 	return nil
 }
 
@@ -179,47 +189,61 @@ func (t *Telemetry) SendMetrics(g prometheus.Gatherer) {
 	t.metrics = sdkmetric.NewMeterProvider(sdkmetric.WithResource(t.resource), sdkmetric.WithReader(reader))
 }
 
-// Failures returns the metric that counts what could not be sent.
-func (t *Telemetry) Failures() prometheus.Collector { return t.failures }
+// Failures returns the metrics that count what could not be sent.
+func (t *Telemetry) Failures() []prometheus.Collector {
+	return []prometheus.Collector{t.failures, t.dropped}
+}
 
 // Close sends what is left, for at most five seconds, or one if the last attempt failed. What is not
-// sent by then is dropped.
+// sent by then is dropped. A log that blocks delays it by at most a second.
 func (t *Telemetry) Close() {
 	t.closed.Do(func() {
 		limit := closeTimeout
 		for _, s := range t.senders {
-			if s.failing() {
+			if s.failed.Load() {
 				limit = closeTimeoutAway
 			}
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
+		var late [signals]bool
 		var wg sync.WaitGroup
 		if t.traces != nil {
-			wg.Go(func() { t.closeOne(ctx, traces, t.traces.Shutdown) })
+			wg.Go(func() { late[traces] = closeOne(ctx, t.traces.Shutdown) })
 		}
 		if t.metrics != nil {
-			wg.Go(func() { t.closeOne(ctx, metrics, t.metrics.Shutdown) })
+			wg.Go(func() { late[metrics] = closeOne(ctx, t.metrics.Shutdown) })
 		}
 		if t.logs != nil {
-			wg.Go(func() { t.closeOne(ctx, logs, t.logs.Shutdown) })
+			wg.Go(func() { late[logs] = closeOne(ctx, t.logs.Shutdown) })
 		}
 		wg.Wait()
 		t.stop()
+		logged := make(chan struct{})
+		go func() {
+			defer close(logged)
+			for s, late := range late {
+				if late {
+					t.cfg.Log.Warn("telemetry that was left at the end is dropped, because it could not be sent in time", "signal", signal(s).String())
+				}
+			}
+		}()
+		select {
+		case <-logged:
+		case <-time.After(flushTimeout):
+		}
 	})
 }
 
-func (t *Telemetry) closeOne(ctx context.Context, s signal, shutdown func(context.Context) error) {
+// closeOne reports whether a signal was not closed in time.
+func closeOne(ctx context.Context, shutdown func(context.Context) error) (late bool) {
 	ended := make(chan error, 1)
 	go func() { ended <- shutdown(ctx) }()
-	var err error
 	select {
-	case err = <-ended:
+	case err := <-ended:
+		return errors.Is(err, context.DeadlineExceeded)
 	case <-ctx.Done(): // also if the library does not look at ctx
-		err = ctx.Err()
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		t.cfg.Log.Warn("telemetry that was left at the end is dropped, because it could not be sent in time", "signal", s.String())
+		return true
 	}
 }
 
