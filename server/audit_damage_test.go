@@ -172,7 +172,7 @@ func TestMissingRows(t *testing.T) {
 	}
 }
 
-// The error of a read does not say that nothing was decided.
+// The error of a read does not say that no decision was given.
 func TestReadsThatFail(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()

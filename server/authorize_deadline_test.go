@@ -121,11 +121,11 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 		message     proto.Message
 		says        string
 	}{
-		{"loading entities", "entities", s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, cold("cold-1"), "nothing was decided"},
+		{"loading entities", "entities", s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, cold("cold-1"), "no decision was given"},
 		{"loading entities of a batch", "entities", s, cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure, false,
-			&cedarpostv1.AuthorizeBatchRequest{Checks: []*cedarpostv1.AuthorizeRequest{cold("cold-2"), cold("42")}}, "nothing was decided"},
-		{"the commit", "decisions", s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, cold("42"), "nothing was decided"},
-		{"the newest revision", "revision", s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, newest("42"), "nothing was decided"},
+			&cedarpostv1.AuthorizeBatchRequest{Checks: []*cedarpostv1.AuthorizeRequest{cold("cold-2"), cold("42")}}, "no decision was given"},
+		{"the commit", "decisions", s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, cold("42"), "no decision was given"},
+		{"the newest revision", "revision", s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, newest("42"), "no decision was given"},
 		{"the newest revision alone", "revision", s, cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, false, &cedarpostv1.GetRevisionRequest{}, ""},
 		{"a revision that is not applied", "", behind, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, false, ahead, ""},
 		{"a write", "revision", s, cedarpostv1connect.EntityServiceWriteEntitiesProcedure, false,

@@ -296,7 +296,7 @@ func TestAttackPrincipalTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const notAccepted, invalid = "principal_token: the access token is not accepted; nothing was decided", connect.CodeInvalidArgument
+	const notAccepted, invalid = "principal_token: the access token is not accepted; no decision was given", connect.CodeInvalidArgument
 	reasons := map[string]int64{}
 	tried := 0
 	refused := func(name string, req *cedarpostv1.AuthorizeRequest, text, reason string) {
@@ -359,7 +359,7 @@ func TestAttackPrincipalTokens(t *testing.T) {
 	b.late.SetAway(true)
 	for range 2 {
 		_, err = b.Authorization.Authorize(t.Context(), b.ask(t, "View", b.token(t, b.late, nil), nil))
-		servertest.WantCode(t, err, connect.CodeFailedPrecondition, "principal_token: the keys of its issuer cannot be fetched now; nothing was decided")
+		servertest.WantCode(t, err, connect.CodeFailedPrecondition, "principal_token: the keys of its issuer cannot be fetched now; no decision was given")
 		reasons["no_keys"]++
 	}
 	if n := b.late.Discoveries(); n != 1 {

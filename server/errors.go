@@ -28,7 +28,7 @@ func outcome(procedure string) string {
 	switch {
 	case procedure == cedarpostv1connect.AuthorizationServiceAuthorizeProcedure,
 		procedure == cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
-		return "; nothing was decided"
+		return "; no decision was given"
 	case strings.HasPrefix(procedure, "/"+cedarpostv1connect.AuditServiceName+"/"):
 		return "; nothing was read"
 	}

@@ -26,7 +26,7 @@ func TestTooCostlyIsNoOverload(t *testing.T) {
 		snapshot.ErrLargeLoad, &engine.TooLargeError{Cause: errors.New("names an entity")}, &engine.TooLargeError{Batch: true},
 	} {
 		got := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, err)
-		if got.Code() != connect.CodeFailedPrecondition || got.Message() != err.Error()+"; nothing was decided" {
+		if got.Code() != connect.CodeFailedPrecondition || got.Message() != err.Error()+"; no decision was given" {
 			t.Error(got)
 		}
 	}

@@ -42,7 +42,7 @@ func TestAttackHeavyAncestors(t *testing.T) {
 			for range each {
 				began := time.Now()
 				_, err := s.Authorization.Authorize(t.Context(), deep(i))
-				servertest.WantCode(t, err, connect.CodeFailedPrecondition, "nothing was decided")
+				servertest.WantCode(t, err, connect.CodeFailedPrecondition, "no decision was given")
 				for took := int64(time.Since(began)); took > slowest.Load(); {
 					slowest.Store(took)
 				}

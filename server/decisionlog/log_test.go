@@ -178,7 +178,7 @@ func TestDiskFull(t *testing.T) {
 		$$ begin raise exception 'could not extend file' using errcode = 'disk_full'; end $$`)
 	servertest.MustExec(t, conn, "create trigger full_disk before insert on audit_batches execute function full_disk()")
 	_, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
-	servertest.WantCode(t, err, connect.CodeUnavailable, "nothing was decided")
+	servertest.WantCode(t, err, connect.CodeUnavailable, "no decision was given")
 	if strings.Contains(err.Error(), "extend") {
 		t.Errorf("the error tells the caller about the disk: %v", err)
 	}

@@ -183,11 +183,11 @@ func publicError(err error) *connect.Error {
 	case errors.As(err, &bad):
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
 	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, engine.ErrTooLarge):
-		return connect.NewError(connect.CodeFailedPrecondition, err.Error()+"; nothing was decided")
+		return connect.NewError(connect.CodeFailedPrecondition, err.Error()+"; no decision was given")
 	case errors.Is(err, engine.ErrTooManyAncestors):
-		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
+		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; no decision was given", engine.MaxAncestors)
 	}
-	return connect.NewError(connect.CodeUnavailable, "the service could not read or record; nothing was decided").WithCause(err)
+	return connect.NewError(connect.CodeUnavailable, "the service could not read or record; no decision was given").WithCause(err)
 }
 
 // fresh refuses a question whose AtLeastAsFresh is not a revision of this service. The

@@ -45,7 +45,7 @@ func (s *Service) readToken(req *cedarpostv1.AuthorizeRequest) error {
 	req.PrincipalToken = ""
 	m, ok := s.tokens[text]
 	if !ok {
-		return connect.NewError(connect.CodeInvalidArgument, "principal_token: the access token is not accepted; nothing was decided")
+		return connect.NewError(connect.CodeInvalidArgument, "principal_token: the access token is not accepted; no decision was given")
 	}
 	req.Principal = m.principal
 	for name, value := range m.context.GetFields() {
