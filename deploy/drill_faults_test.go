@@ -14,13 +14,14 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
 // faults are the faults by the names of their alerts.
 func (d *drill) faults() map[string]fault {
 	all := map[string]fault{}
-	for _, some := range []map[string]fault{d.serverFaults(), d.loadFaults(), d.logFaults(), d.signingFaults(), d.policyFaults(), d.upkeepFaults()} {
+	for _, some := range []map[string]fault{d.serverFaults(), d.loadFaults(), d.logFaults(), d.signingFaults(), d.policyFaults(), d.callerFaults(), d.upkeepFaults(), d.outputFaults()} {
 		maps.Copy(all, some)
 	}
 	return all
@@ -330,6 +331,61 @@ func (d *drill) policyFaults() map[string]fault {
 				w.run("apply", dir, "--break-glass", "customers cannot pay, ticket 4712")
 			},
 			undo: func() { w.run("unfreeze", "shop", "--reason", "it was right") },
+		},
+	}
+}
+
+func (d *drill) callerFaults() map[string]fault {
+	w := d.world
+	var stop func()
+	return map[string]fault{
+		"CedarpostAuthenticationFails": {
+			what: "A caller goes on to ask server two with a key that it does not know, up to 40 times a second.", done: "The caller is stopped.", on: "two",
+			make: func() {
+				_, key := access.NewKey("noisy", nil)
+				client := w.newClient()
+				stop = w.while(8, 200*time.Millisecond, func(ctx context.Context) { w.ask(ctx, client, w.two, key, "42") })
+			},
+			undo: func() { stop() },
+		},
+		"CedarpostRightsRefused": {
+			what: "A caller whose key may only ask goes on to list all keys on server two, up to ten times a second.", done: "The caller is stopped.", on: "two",
+			make: func() {
+				key, client := w.key("curious"), w.newClient()
+				stop = w.while(2, 200*time.Millisecond, func(ctx context.Context) {
+					post(ctx, client, "https://"+w.two.admin+"/cedarpost.v1.AccessService/ListKeys", key, "{}")
+				})
+			},
+			undo: func() { stop() },
+		},
+	}
+}
+
+// outputFaults are about what servers send and write to others.
+func (d *drill) outputFaults() map[string]fault {
+	w := d.world
+	var stop func()
+	restart := func(n *node, telemetry ...string) {
+		d.stop(n)
+		n.telemetry = telemetry
+		w.start(n)
+	}
+	return map[string]fault{
+		"CedarpostTelemetryFails": {
+			what: "Server one is started again with `OTEL_EXPORTER_OTLP_ENDPOINT` of a port that nothing listens on. It sends each second.",
+			done: "It is started again without.", on: "one",
+			make: func() {
+				restart(w.one, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+freePort(d.t), "OTEL_BSP_SCHEDULE_DELAY=1000", "OTEL_METRIC_EXPORT_INTERVAL=1000")
+			},
+			undo: func() { restart(w.one) },
+		},
+		"CedarpostLogLinesLost": {
+			what: "The reader of the pipe that is stderr of server two is closed. Each second, SIGHUP makes the server write lines.", done: "The server is started again, with a pipe that is read.", on: "two",
+			make: func() {
+				d.must(w.two.reader.Close())
+				stop = w.while(1, time.Second, func(context.Context) { d.must(w.two.cmd.Process.Signal(syscall.SIGHUP)) })
+			},
+			undo: func() { stop(); restart(w.two) },
 		},
 	}
 }
