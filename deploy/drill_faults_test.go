@@ -240,7 +240,7 @@ func (d *drill) signingFaults() map[string]fault {
 			make: func() { away(true) }, undo: func() { away(false) },
 		},
 		"CedarpostSigningFails": {
-			what: "As for CedarpostLogNotSigned, the folders with the checkpoint files are moved away.", done: "The folders are moved back.", on: "one",
+			what: "As for CedarpostLogNotSigned, the folders with the checkpoint files are moved away.", done: "The folders are moved back.",
 			make: func() { away(true) }, undo: func() { away(false) },
 		},
 		"CedarpostLogContradicted": {
@@ -415,7 +415,7 @@ func (d *drill) upkeepFaults() map[string]fault {
 			what: "The clock of server one is set 90 s back.", done: "The clock is set right.", on: "one", make: clock(w.one, "-90"), undo: clock(w.one, "0"),
 		},
 		"CedarpostBackgroundFails": {
-			what: "A function that the sweep of history needs is renamed by hand.", done: "It gets its name back (after the next alert).", on: "one",
+			what: "A function that the sweep of history needs is renamed by hand.", done: "It gets its name back (after the next alert).",
 			make: func() { w.sql("alter function raise_oldest(interval) rename to raise_oldest_away") }, undo: func() {},
 		},
 		"CedarpostBackgroundStalls": {

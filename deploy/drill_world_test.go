@@ -323,11 +323,18 @@ func (w *world) newClient() *http.Client {
 	return &http.Client{Timeout: 10 * time.Second, Transport: t}
 }
 
-// key makes a caller, and returns its key.
+// key makes a caller, and returns its key, when both servers know it.
 func (w *world) key(name string) string {
 	w.t.Helper()
 	w.run("keys", "create", name, "--role", "enforcer", "--bundle", "*", "--out", w.file(name+".apikey"))
-	return strings.TrimSpace(string(read(w.t, w.file(name+".apikey"))))
+	key := strings.TrimSpace(string(read(w.t, w.file(name+".apikey"))))
+	for _, n := range []*node{w.one, w.two} {
+		waitFor(w.t, "server "+n.name+" knows the key of "+name, func() bool {
+			status, _ := w.ask(context.Background(), w.client, n, key, "42")
+			return status != 0 && status != http.StatusUnauthorized
+		})
+	}
+	return key
 }
 
 // scrub replaces what differs from run to run, and what is of this machine.
