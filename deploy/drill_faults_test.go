@@ -285,11 +285,13 @@ func (d *drill) longerLog() {
 	w := d.world
 	key, err := auditlog.ReadKey(w.file("audit.key"))
 	d.must(err)
-	last, err := auditlog.LastCheckpoint(w.file("two/checkpoints"), "audit.example.org/cedarpost", func(auditlog.Checkpoint) bool { return true })
-	d.must(err)
-	if last.Size == 0 { // server one signed
-		last, err = auditlog.LastCheckpoint(w.file("one/checkpoints"), "audit.example.org/cedarpost", func(auditlog.Checkpoint) bool { return true })
+	var last auditlog.Checkpoint
+	for _, name := range []string{"one", "two"} { // either may have signed last
+		newest, err := auditlog.LastCheckpoint(w.file(name+"/checkpoints"), "audit.example.org/cedarpost", func(auditlog.Checkpoint) bool { return true })
 		d.must(err)
+		if newest.Size > last.Size {
+			last = newest
+		}
 	}
 	last.Size += 1000
 	last.Root = sha256.Sum256([]byte("a longer log"))
