@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/server/access"
@@ -185,13 +186,15 @@ func (d *drill) large() {
 
 func (d *drill) logFaults() map[string]fault {
 	w := d.world
+	var conn *pgx.Conn // the collection of garbage would close it
 	lock := func() {
-		conn := w.session()
+		conn = w.session()
 		_, err := conn.Exec(context.Background(), "set application_name = 'a migration by hand'; begin; lock table decisions in access exclusive mode")
 		d.must(err)
 	}
 	unlock := func() {
 		w.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'a migration by hand'")
+		_ = conn.Close(context.Background())
 	}
 	report := func(what string) {
 		status, text := post(context.Background(), w.client, "https://"+w.two.decision+"/cedarpost.v1.AuthorizationService/ReportReuse", w.token,
@@ -262,7 +265,7 @@ func (d *drill) signingFaults() map[string]fault {
 			},
 		},
 		"CedarpostForeignCheckpoints": {
-			what: "A checkpoint of a longer log, by another key, is put into the database, and server one and two are started again one after the other.", done: "Nothing: it is over by itself. In earnest, the password of the login is changed.", on: "one",
+			what: "A checkpoint of a longer log, by another key, is put into the database, and server one and two are started again one after the other.", done: "Nothing: it is over by itself. In earnest, the password of the login is changed.",
 			make: func() {
 				w.sql("insert into checkpoints (origin, size, note) select 'audit.example.org/cedarpost', max(size) + 1000000, 'by another key' from checkpoints")
 				d.stop(w.one)
