@@ -12,15 +12,17 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
 // faults are the faults by the names of their alerts.
 func (d *drill) faults() map[string]fault {
 	all := map[string]fault{}
-	for _, some := range []map[string]fault{d.serverFaults(), d.loadFaults(), d.logFaults(), d.signingFaults(), d.policyFaults(), d.upkeepFaults()} {
+	for _, some := range []map[string]fault{d.serverFaults(), d.loadFaults(), d.logFaults(), d.signingFaults(), d.policyFaults(), d.callerFaults(), d.upkeepFaults(), d.outputFaults()} {
 		maps.Copy(all, some)
 	}
 	return all
@@ -184,13 +186,15 @@ func (d *drill) large() {
 
 func (d *drill) logFaults() map[string]fault {
 	w := d.world
+	var conn *pgx.Conn // the collection of garbage would close it
 	lock := func() {
-		conn := w.session()
+		conn = w.session()
 		_, err := conn.Exec(context.Background(), "set application_name = 'a migration by hand'; begin; lock table decisions in access exclusive mode")
 		d.must(err)
 	}
 	unlock := func() {
 		w.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'a migration by hand'")
+		_ = conn.Close(context.Background())
 	}
 	report := func(what string) {
 		status, text := post(context.Background(), w.client, "https://"+w.two.decision+"/cedarpost.v1.AuthorizationService/ReportReuse", w.token,
@@ -239,7 +243,7 @@ func (d *drill) signingFaults() map[string]fault {
 			make: func() { away(true) }, undo: func() { away(false) },
 		},
 		"CedarpostSigningFails": {
-			what: "As for CedarpostLogNotSigned, the folders with the checkpoint files are moved away.", done: "The folders are moved back.", on: "one",
+			what: "As for CedarpostLogNotSigned, the folders with the checkpoint files are moved away.", done: "The folders are moved back.",
 			make: func() { away(true) }, undo: func() { away(false) },
 		},
 		"CedarpostLogContradicted": {
@@ -261,7 +265,7 @@ func (d *drill) signingFaults() map[string]fault {
 			},
 		},
 		"CedarpostForeignCheckpoints": {
-			what: "A checkpoint of a longer log, by another key, is put into the database, and server one and two are started again one after the other.", done: "Nothing: it is over by itself. In earnest, the password of the login is changed.", on: "one",
+			what: "A checkpoint of a longer log, by another key, is put into the database, and server one and two are started again one after the other.", done: "Nothing: it is over by itself. In earnest, the password of the login is changed.",
 			make: func() {
 				w.sql("insert into checkpoints (origin, size, note) select 'audit.example.org/cedarpost', max(size) + 1000000, 'by another key' from checkpoints")
 				d.stop(w.one)
@@ -284,11 +288,13 @@ func (d *drill) longerLog() {
 	w := d.world
 	key, err := auditlog.ReadKey(w.file("audit.key"))
 	d.must(err)
-	last, err := auditlog.LastCheckpoint(w.file("two/checkpoints"), "audit.example.org/cedarpost", func(auditlog.Checkpoint) bool { return true })
-	d.must(err)
-	if last.Size == 0 { // server one signed
-		last, err = auditlog.LastCheckpoint(w.file("one/checkpoints"), "audit.example.org/cedarpost", func(auditlog.Checkpoint) bool { return true })
+	var last auditlog.Checkpoint
+	for _, name := range []string{"one", "two"} { // either may have signed last
+		newest, err := auditlog.LastCheckpoint(w.file(name+"/checkpoints"), "audit.example.org/cedarpost", func(auditlog.Checkpoint) bool { return true })
 		d.must(err)
+		if newest.Size > last.Size {
+			last = newest
+		}
 	}
 	last.Size += 1000
 	last.Root = sha256.Sum256([]byte("a longer log"))
@@ -334,6 +340,61 @@ func (d *drill) policyFaults() map[string]fault {
 	}
 }
 
+func (d *drill) callerFaults() map[string]fault {
+	w := d.world
+	var stop func()
+	return map[string]fault{
+		"CedarpostAuthenticationFails": {
+			what: "A caller goes on to ask server two with a key that it does not know, up to 40 times a second.", done: "The caller is stopped.", on: "two",
+			make: func() {
+				_, key := access.NewKey("noisy", nil)
+				client := w.newClient()
+				stop = w.while(8, 200*time.Millisecond, func(ctx context.Context) { w.ask(ctx, client, w.two, key, "42") })
+			},
+			undo: func() { stop() },
+		},
+		"CedarpostRightsRefused": {
+			what: "A caller whose key may only ask goes on to list all keys on server two, up to ten times a second.", done: "The caller is stopped.", on: "two",
+			make: func() {
+				key, client := w.key("curious"), w.newClient()
+				stop = w.while(2, 200*time.Millisecond, func(ctx context.Context) {
+					post(ctx, client, "https://"+w.two.admin+"/cedarpost.v1.AccessService/ListKeys", key, "{}")
+				})
+			},
+			undo: func() { stop() },
+		},
+	}
+}
+
+// outputFaults are about what servers send and write to others.
+func (d *drill) outputFaults() map[string]fault {
+	w := d.world
+	var stop func()
+	restart := func(n *node, telemetry ...string) {
+		d.stop(n)
+		n.telemetry = telemetry
+		w.start(n)
+	}
+	return map[string]fault{
+		"CedarpostTelemetryFails": {
+			what: "Server one is started again with `OTEL_EXPORTER_OTLP_ENDPOINT` of a port that nothing listens on. It sends each second.",
+			done: "It is started again without.", on: "one",
+			make: func() {
+				restart(w.one, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+freePort(d.t), "OTEL_BSP_SCHEDULE_DELAY=1000", "OTEL_METRIC_EXPORT_INTERVAL=1000")
+			},
+			undo: func() { restart(w.one) },
+		},
+		"CedarpostLogLinesLost": {
+			what: "The reader of the pipe that is stderr of server two is closed. Each second, SIGHUP makes the server write lines.", done: "The server is started again, with a pipe that is read.", on: "two",
+			make: func() {
+				d.must(w.two.reader.Close())
+				stop = w.while(1, time.Second, func(context.Context) { d.must(w.two.cmd.Process.Signal(syscall.SIGHUP)) })
+			},
+			undo: func() { stop(); restart(w.two) },
+		},
+	}
+}
+
 func (d *drill) upkeepFaults() map[string]fault {
 	w := d.world
 	secret := w.file("mask.key")
@@ -359,7 +420,7 @@ func (d *drill) upkeepFaults() map[string]fault {
 			what: "The clock of server one is set 90 s back.", done: "The clock is set right.", on: "one", make: clock(w.one, "-90"), undo: clock(w.one, "0"),
 		},
 		"CedarpostBackgroundFails": {
-			what: "A function that the sweep of history needs is renamed by hand.", done: "It gets its name back (after the next alert).", on: "one",
+			what: "A function that the sweep of history needs is renamed by hand.", done: "It gets its name back (after the next alert).",
 			make: func() { w.sql("alter function raise_oldest(interval) rename to raise_oldest_away") }, undo: func() {},
 		},
 		"CedarpostBackgroundStalls": {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -30,7 +31,9 @@ import (
 type node struct {
 	name, ops, decision, admin string // addresses
 	args                       []string
-	log, clock                 string // files
+	log, clock                 string   // files
+	telemetry                  []string // variables of its environment
+	reader                     *os.File // of its stderr, whose lines go to log
 	cmd                        *exec.Cmd
 	dead                       <-chan struct{}
 }
@@ -161,7 +164,7 @@ func (w *world) node(name, databaseURL string, args ...string) *node {
 	n := &node{name: name, ops: port(), decision: port(), admin: port(), log: w.file(name + ".log"), clock: w.file(name + ".clock")}
 	write(w.t, n.clock, "0\n")
 	write(w.t, w.file(name+".url"), databaseURL)
-	config := fmt.Sprintf("name: %s\ndatabase-url-file: %s\ndevelopment-database: true\nlisten: %s\nadmin-listen: %s\nops-listen: %s\ntls-cert: %s\ntls-key: %s\nclient-ca: %s\nclient-trust-domain: example.org\naudit-key-file: %s\naudit-checkpoint-file: %s\nmask-key-file: %s\nbootstrap-key-file: %s\n",
+	config := fmt.Sprintf("name: %s\ndatabase-url-file: %s\ndevelopment-database: true\nlisten: %s\nadmin-listen: %s\nops-listen: %s\ndrain-delay: 0s\ntls-cert: %s\ntls-key: %s\nclient-ca: %s\nclient-trust-domain: example.org\naudit-key-file: %s\naudit-checkpoint-file: %s\nmask-key-file: %s\nbootstrap-key-file: %s\n",
 		name, w.file(name+".url"), n.decision, n.admin, n.ops, w.file(name+".pem"), w.file(name+".key.pem"), w.file("ca.pem"), w.file("audit.key"), w.file(name+"/checkpoints"), w.file("mask.key"), w.file("operator.key"))
 	for _, a := range args {
 		key, value, _ := strings.Cut(a, "=")
@@ -176,17 +179,40 @@ func (w *world) node(name, databaseURL string, args ...string) *node {
 func (w *world) start(n *node) {
 	w.t.Helper()
 	n.cmd = exec.Command(w.binary, n.args...)
-	n.cmd.Env = append(clean(), "DRILL_CLOCK_FILE="+n.clock)
+	n.cmd.Env = append(append(clean(), "DRILL_CLOCK_FILE="+n.clock), n.telemetry...)
 	out, err := n.cmd.StdoutPipe()
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	stderr := w.pipe(n)
+	n.cmd.Stderr = stderr
 	n.dead = start(w.t, n.cmd, n.log)
+	_ = stderr.Close() // the process has its own
 	line, _ := bufio.NewReader(out).ReadString('\n')
 	if !strings.HasPrefix(line, "ready ") {
 		text, _ := os.ReadFile(n.log)
 		w.t.Errorf("server %s: %q\n%s", n.name, line, text)
 	}
+}
+
+// pipe returns what a server writes its log to. The lines go to the file of its log, until n.reader is closed.
+func (w *world) pipe(n *node) (stderr *os.File) {
+	w.t.Helper()
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	reader, stderr, err := os.Pipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	go func() {
+		_, _ = io.Copy(log, reader)
+		_ = reader.Close()
+		_ = log.Close()
+	}()
+	n.reader = reader
+	return stderr
 }
 
 func clean() (env []string) {
@@ -297,11 +323,18 @@ func (w *world) newClient() *http.Client {
 	return &http.Client{Timeout: 10 * time.Second, Transport: t}
 }
 
-// key makes a caller, and returns its key.
+// key makes a caller, and returns its key, when both servers know it.
 func (w *world) key(name string) string {
 	w.t.Helper()
 	w.run("keys", "create", name, "--role", "enforcer", "--bundle", "*", "--out", w.file(name+".apikey"))
-	return strings.TrimSpace(string(read(w.t, w.file(name+".apikey"))))
+	key := strings.TrimSpace(string(read(w.t, w.file(name+".apikey"))))
+	for _, n := range []*node{w.one, w.two} {
+		waitFor(w.t, "server "+n.name+" knows the key of "+name, func() bool {
+			status, _ := w.ask(context.Background(), w.client, n, key, "42")
+			return status != 0 && status != http.StatusUnauthorized
+		})
+	}
+	return key
 }
 
 // scrub replaces what differs from run to run, and what is of this machine.
