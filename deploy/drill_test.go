@@ -211,6 +211,9 @@ func (d *drill) awaitAll() {
 
 var shellBlock = regexp.MustCompile("(?s)\n\\*\\*Look\\.\\*\\*.*?\n```sh\n(.*?)```")
 
+// mistake is what a command prints that no fault is the reason of.
+var mistake = regexp.MustCompile(`(?m)^.*(syntax error|does not exist$|command not found|unknown flag|unexpected argument).*$`)
+
 // look runs the commands of the runbook one by one, and returns them with what they print.
 func (d *drill) look(s section, on string) string {
 	d.t.Helper()
@@ -226,6 +229,9 @@ func (d *drill) look(s section, on string) string {
 		cmd.Env = d.world.env(on)
 		text, _ := cmd.CombinedOutput() // a command may fail because of the fault
 		cancel()
+		if wrong := mistake.Find(text); wrong != nil {
+			d.t.Errorf("the runbook's command for %s is wrong: %s%s", s.name, line, wrong)
+		}
 		fmt.Fprintf(&out, "$ %s%s", line, text)
 	}
 	return d.world.scrub(out.String())
