@@ -41,7 +41,7 @@ var mutants = []mutant.Mutant{
 	{Name: "any snapshot is fresh enough", Edits: []mutant.Edit{
 		{File: "follower.go", Old: "func(s *Snapshot) bool { return s.Position.Number >= number }", New: "func(*Snapshot) bool { return true }"}}},
 	{Name: "hints leave ancestors out", Edits: []mutant.Edit{
-		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.visited[uid].depth == 0"}}},
+		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.visited.list[i].depth == 0"}}},
 	{Name: "hints leave out what is not stored", Edits: []mutant.Edit{
 		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.pool.known[uid] == nil"}}},
 	{Name: "hints leave guardrails out", Edits: []mutant.Edit{
