@@ -47,4 +47,18 @@ func TestExplainPastDecision(t *testing.T) {
 	if text := explained(&other).Explanation.String(); strings.Contains(text, value) || !strings.Contains(text, withheld) {
 		t.Errorf("a reader of one bundle: %s", text)
 	}
+
+	// A guardrail joined the decision. What it says is for those who may read its bundle.
+	s.MustApply("guardrails", "schema.cedarschema", "", "policies.cedar", `@id("nobody") forbid (principal is Doc::User, action, resource) when { principal.level == 1 };`)
+	if res, err = s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+		Principal: servertest.UID(`Doc::User::"ann"`), Action: servertest.UID(`Spy::Action::"Open"`), Resource: servertest.UID(`Spy::Door::"d"`)}); err != nil {
+		t.Fatal(err)
+	}
+	if x := explained(s).Explanation; x.Omitted != 0 || !strings.Contains(x.String(), "nobody") {
+		t.Errorf("a reader of all: %v", x)
+	}
+	if x := explained(&other).Explanation; x.Omitted != 1 || strings.Contains(x.String(), "nobody") ||
+		!strings.Contains(x.Summary, "a policy of another bundle, which this caller may not read") {
+		t.Errorf("a reader of one bundle: %v", x)
+	}
 }

@@ -91,7 +91,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 }
 
 // decideAgain returns the outcome of the question of a record and, if it is wanted, its explanation
-// without the values of entities that the caller may not read.
+// without the values of entities and the policies of other bundles that the caller may not read.
 func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.DecisionRecord, explain bool) (*cedarpostv1.DecisionRecord, *cedarpostv1.Explanation, error) {
 	set, err := s.past.Policies(ctx, rec.GetRevision())
 	if err != nil {
@@ -120,8 +120,11 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 	if err != nil {
 		return nil, nil, err
 	}
-	hideValues(x, unreadable(set, access.RightsFrom(ctx)))
-	return again, wire.Explanation(x), nil
+	rights := access.RightsFrom(ctx)
+	hideValues(x, unreadable(set, rights))
+	explanation, hidden := wire.Explanation(x), foreignPolicy(evaluation.Question.Bundle(), rights)
+	hideExplained(explanation, again.GetDecision(), slices.ContainsFunc(again.GetDeterminingPolicies(), hidden), hidden)
+	return again, explanation, nil
 }
 
 // outcomeOf returns the outcome of a response in the form of a record.

@@ -60,13 +60,19 @@ func hideValues(x *engine.Explanation, hidden func(cedar.EntityType) bool) {
 	}
 }
 
+// foreignPolicy returns a function that reports whether a policy is of another bundle than the question, and
+// the caller may not read it.
+func foreignPolicy(bundle string, r *access.Rights) func(*cedarpostv1.PolicyRef) bool {
+	return func(p *cedarpostv1.PolicyRef) bool {
+		return p.GetBundle() != bundle && !r.May("GetBundle", access.Target{Bundle: p.GetBundle()})
+	}
+}
+
 // hidePolicies removes from an answer which policies of other bundles, such as guardrails, joined the
 // decision, unless the caller may read these bundles. What they oblige and advise stays. Errors about
 // entities of other bundles that the caller may not read lose their text. The record has everything.
 func hidePolicies(out *cedarpostv1.AuthorizeResponse, set *engine.Set, bundle string, r *access.Rights) {
-	hidden := func(p *cedarpostv1.PolicyRef) bool {
-		return p.GetBundle() != bundle && !r.May("GetBundle", access.Target{Bundle: p.GetBundle()})
-	}
+	hidden := foreignPolicy(bundle, r)
 	decided := slices.ContainsFunc(out.DeterminingPolicies, hidden)
 	out.DeterminingPolicies = slices.DeleteFunc(out.DeterminingPolicies, hidden)
 	out.Errors = slices.DeleteFunc(out.Errors, func(e *cedarpostv1.PolicyError) bool { return hidden(e.GetPolicy()) })
@@ -83,14 +89,18 @@ func hidePolicies(out *cedarpostv1.AuthorizeResponse, set *engine.Set, bundle st
 			a.Policy = nil
 		}
 	}
-	x := out.Explanation
-	if x == nil {
-		return
+	if out.Explanation != nil {
+		hideExplained(out.Explanation, out.Decision, decided, hidden)
 	}
+}
+
+// hideExplained removes hidden policies from an explanation. decided says whether one of them determined
+// the decision.
+func hideExplained(x *cedarpostv1.Explanation, decision cedarpostv1.Decision, decided bool, hidden func(*cedarpostv1.PolicyRef) bool) {
 	n := len(x.Policies)
 	x.Policies = slices.DeleteFunc(x.Policies, func(p *cedarpostv1.PolicyExplanation) bool { return hidden(p.GetPolicy()) })
 	x.Omitted += int32(n - len(x.Policies))
 	if decided {
-		x.Summary = out.Decision.String() + ", because of a policy of another bundle, which this caller may not read"
+		x.Summary = decision.String() + ", because of a policy of another bundle, which this caller may not read"
 	}
 }

@@ -2844,8 +2844,8 @@ type ReplayDecisionResponse struct {
 	Recorded *DecisionRecord `protobuf:"bytes,4,opt,name=recorded,proto3" json:"recorded,omitempty"`
 	// The outcome of the replay: the parts of a record that are an outcome.
 	Replayed *DecisionRecord `protobuf:"bytes,5,opt,name=replayed,proto3" json:"replayed,omitempty"`
-	// How each policy of that revision came out, if asked for. Values of entities that the caller may not read
-	// are withheld. Absent if the decision cannot be replayed.
+	// How each policy of that revision came out, if asked for. Values of entities, and policies of other
+	// bundles, that the caller may not read are withheld. Absent if the decision cannot be replayed.
 	Explanation   *Explanation `protobuf:"bytes,6,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
