@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/codes"
 	noopmetric "go.opentelemetry.io/otel/metric/noop"
-	semconv "go.opentelemetry.io/otel/semconv/v1.40.0"
+	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -30,8 +30,8 @@ func newQueryTracer(p trace.TracerProvider) pgx.QueryTracer {
 
 func sampled(ctx context.Context) bool { return trace.SpanFromContext(ctx).IsRecording() }
 
-// errorClass returns an error with no other text than its class, because the text of Postgres can have
-// values of the statement, and that of a connection has its user, database and address.
+// errorClass returns an error that says only of which class err is. An error text of Postgres can contain
+// values of the statement, and that of a connection contains its user, database and address.
 func errorClass(err error) error {
 	if err == nil {
 		return nil

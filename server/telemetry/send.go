@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"encoding/hex"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,7 +63,7 @@ func (s *sender) note(err error) {
 	}
 	if report, more := s.due(time.Now()); report {
 		text := err.Error()
-		s.t.cfg.Log.Warn("telemetry cannot be sent, and is dropped", "signal", s.what, "more", more, "err", text[:min(len(text), maxReport)])
+		s.t.cfg.Log.Warn("telemetry cannot be sent, and is dropped", "signal", s.what, "more", more, "err", strings.ToValidUTF8(text[:min(len(text), maxReport)], ""))
 	}
 }
 

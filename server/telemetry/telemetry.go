@@ -22,7 +22,7 @@ import (
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	semconv "go.opentelemetry.io/otel/semconv/v1.40.0"
+	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -69,7 +69,7 @@ type Telemetry struct {
 // OpenTelemetry libraries report for the whole process go to the log, at most one a minute.
 func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
 	t := &Telemetry{cfg: cfg, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to a collector of OpenTelemetry that failed, by signal: traces, metrics or logs."}, []string{"signal"}),
+		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to an OpenTelemetry collector that failed, by signal: traces, metrics or logs."}, []string{"signal"}),
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_telemetry_dropped_total", Help: "Spans (traces) and log lines (logs) that were not sent: their queue was full, or the attempt to send them failed."}, []string{"signal"})}
 	for _, s := range []signal{traces, logs} {
