@@ -181,7 +181,7 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 
 // opsHandler serves what the configuration has not switched off of /livez, /readyz and /startupz,
 // /metrics for Prometheus, and /debug/pprof/. On a loopback address it also serves what a support
-// bundle has, if that is not switched off.
+// bundle asks for, if that is not switched off.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	if !s.cfg.NoMetrics {

@@ -472,8 +472,8 @@ func (s *Server) Gatherer() prometheus.Gatherer { return s.registry }
 
 // Run serves until ctx ends or a listener fails. It returns nil if ctx ended, and else the error of the
 // listener. When ctx ends, the server is not ready any more, and ends all watches. For [Config.DrainDelay]
-// it still takes connections and answers calls, and each answer is the last one of its connection. Then it
-// closes its listeners, lets calls in flight finish, commits what is queued, and gives up its locks of the
+// it still takes connections and answers calls. Each connection from before gets one more answer, and
+// shortly before the end of the delay each connection does. Then the server closes its listeners, lets calls in flight finish, commits what is queued, and gives up its locks of the
 // database.
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))

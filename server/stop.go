@@ -12,8 +12,8 @@ import (
 // connection, or half of the delay if that is shorter.
 const lastPart = 2 * time.Second
 
-// leave stops serving, after an error of a listener or without one. It returns the error, or that of a
-// listener which fails meanwhile.
+// leave stops serving. err is the error of a listener, or nil if the server was told to stop. leave returns
+// it, or the error of a listener that fails during the delay.
 func (s *Server) leave(ctx context.Context, err error, failed <-chan error) error {
 	s.ready.stop()
 	if err == nil && s.cfg.DrainDelay > 0 {
@@ -55,8 +55,8 @@ func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 
 // lastCalls makes an answer of a server that stops the last one of its connection: "Connection:
 // close" in HTTP/1.1, and GOAWAY in HTTP/2, for which net/http takes the same header. A client that has
-// its answer knows that it has to connect anew. One whose idle connection is just closed may have sent
-// a call that nobody reads.
+// its answer then opens a new connection. If the server closed an idle connection instead, the client
+// could send a call on it at the same moment, and nobody would read that call.
 //
 // It does so at once for connections from before the stop. A new connection comes from a load balancer
 // that has not noticed the stop, or has no other server. It carries calls until leaving is closed, so

@@ -38,7 +38,7 @@ func testImpact(sh *shell) func(*testing.T) {
 			t.Error(r.out)
 		}
 		sh.exits(t, 0, says("PRINCIPAL", "LOSES", "pairs of stored principals and resources tried", `Shop::User::"bob"`), "impact", dir, "--who", "Shop::Action::ViewOrder", "--context", `{"mfa": true}`)
-		// Who is left out of the report counts all the same, and a filter that fits nothing is no good news.
+		// The exit code is 1 also if the report leaves out who gains, and if a filter matches nothing.
 		r = sh.exits(t, 1, says("with another outcome"), "impact", dir, "--since", "1s", "--caller", "nobody", "--no-samples", "--exit-code", "--who", "Shop::Action::ViewOrder", "--context", `{"mfa": true}`)
 		if strings.Contains(r.out, " 0 principals and actions") || strings.Contains(r.out, "bob") {
 			t.Error(r.out)

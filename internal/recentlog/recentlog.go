@@ -1,6 +1,6 @@
 // Package recentlog keeps the newest warnings and errors of a process in memory, so that a bug report
-// can have them although the log went somewhere else. Its memory is bounded, and lines that anybody can
-// cause do not push out the others.
+// can contain them wherever the log is written to. Its memory is bounded, and lines that anybody can cause
+// do not push out the others.
 package recentlog
 
 import (

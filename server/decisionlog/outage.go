@@ -20,8 +20,8 @@ type outage struct {
 }
 
 // Outage returns why the log cannot be written, if commits have failed for more than a moment, or if a
-// record waits for its commit for longer than commits can take, and nil otherwise. A server that is not ready gets no calls, so an idle recorder finds out by itself
-// when the outage is over.
+// record waits for its commit for longer than commits can take, and nil otherwise. A server that is not
+// ready gets no calls, so an idle recorder finds out by itself when the outage is over.
 func (r *Recorder) Outage() error {
 	o := r.outage.Load()
 	if o == nil || o.last.Sub(o.first) < outageMoment {

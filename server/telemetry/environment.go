@@ -139,8 +139,8 @@ var ofExporter = map[string]rule{
 // value returns the value of a variable. Empty is not set, as the specification of OpenTelemetry says.
 func value(name string) string { return strings.TrimSpace(os.Getenv(name)) }
 
-// readEnvironment checks all variables that have a meaning here. Other OTEL_ variables are those of
-// other programs.
+// readEnvironment checks all variables that have a meaning here. It ignores other OTEL_ variables,
+// which are for other programs.
 func readEnvironment(allowPlaintext bool) (e environment, err error) {
 	if err := check("OTEL_SDK_DISABLED", boolean); err != nil {
 		return e, err

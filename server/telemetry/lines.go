@@ -30,7 +30,7 @@ type Lines struct {
 	closed bool          // and so is wake
 }
 
-// NewLines returns what writes lines to w, until it is closed.
+// NewLines returns a writer of lines to w. Its caller closes it.
 func NewLines(w io.Writer) *Lines {
 	l := &Lines{w: w, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
 	go l.run()
